@@ -16,6 +16,7 @@ from slicemill.common.terminal import (
     print_line,
     print_lines,
 )
+from slicemill.ct.page_options import VIEWER_MB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +46,7 @@ def evaluate(
     references: Annotated[
         Path, typer.Argument(help="Folder of reference masks, or a slice store; scans are used for the pictures.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures and error pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures, error pictures and pages.")] = None,
     labels: LabelNames = None,
     mode: Annotated[
         Literal["corrected", "official"],
@@ -65,6 +66,9 @@ def evaluate(
         typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for no pages.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
@@ -87,6 +91,7 @@ def evaluate(
         mode=mode,
         tolerance_mm=tolerance_mm,
         workers=workers,
+        viewer_mb=viewer_mb,
     )
     other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
     evaluation = request.run()
@@ -275,6 +280,9 @@ def measure(
         Path | None,
         typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
     ] = None,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for none.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
@@ -290,7 +298,7 @@ def measure(
     request = MeasureRequest(
         masks=masks, out=out, image=image, labels=labels, workers=workers, overwrite=overwrite, dicom_seg=dicom_seg,
         dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type, seg_per_lesion=seg_per_lesion,
-        rtstruct_holes=rtstruct_holes, codes=codes,
+        rtstruct_holes=rtstruct_holes, codes=codes, viewer_mb=viewer_mb,
     )  # fmt: skip
     report = request.run()
     for file in report.left_out:

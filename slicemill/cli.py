@@ -35,6 +35,7 @@ ENTRIES = (
     Entry("slicemill.train.cli", "gallery", TRAIN),
     Entry("slicemill.infer.cli", "infer", APPLY, ONNX),
     Entry("slicemill.web.cli", "view", APPLY),
+    Entry("slicemill.web.serve.cli", "serve", APPLY, ONNX),
     Entry("slicemill.measure.cli", "measure", APPLY),
     Entry("slicemill.measure.cli", "compare", APPLY),
     Entry("slicemill.measure.cli", "evaluate", APPLY),

@@ -9,12 +9,14 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
 from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
+from slicemill.train.option_values import parse_batch, parse_size
 from slicemill.train.settings import Recipe
 
-SLICES, TRAINING = "Slices", "Training"
+SLICES, TRAINING, CROPS = "Slices", "Training", "Classifier of candidates"
 """Panels of the options in --help."""
 FOLDS = 5
 """Folds of `split` by default."""
+CACHE_GB = 20.0
 
 
 def print_config(is_requested: bool) -> None:
@@ -152,7 +154,22 @@ def train(
     ] = None,
     cache_gb: Annotated[
         float, typer.Option(callback=require_finite, help="Size of this cache, GB.", min=0, rich_help_panel=MACHINE)
-    ] = 20.0,
+    ] = CACHE_GB,
+    crops: Annotated[
+        bool,
+        typer.Option(
+            "--crops",
+            rich_help_panel=CROPS,
+            help="Train a classifier on cubes around the store's points and candidates: nodule or not.",
+        ),
+    ] = False,
+    malignancy: Annotated[
+        bool, typer.Option("--malignancy", rich_help_panel=CROPS, help="Add malignant or not to the run of --from.")
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option("--from", rich_help_panel=CROPS, help="Run of --crops with which --malignancy starts."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Remove an earlier run in this folder.")
     ] = False,
@@ -171,14 +188,39 @@ def train(
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     slicemill train luna-store/ runs/nodules --recipe nodules
+    slicemill train luna-store/ runs/nodules --crops
+    slicemill train luna-store/ runs/malignancy --crops --malignancy --from runs/nodules
     """
+    if crops or malignancy or base is not None:
+        if not crops:
+            raise UsageError("--malignancy and --from: apply to --crops; add --crops.")
+        from slicemill.train.crops.request import CropRequest, refuse_slice_options
+
+        refuse_slice_options({
+            "recipe": recipe, "context": context, "context_spacing_mm": context_spacing_mm, "spacing_mm": spacing_mm,
+            "crop": crop, "size": size, "width": width, "steps": steps, "tumor_share": tumor_share, "augment": augment,
+            "precision": precision, "cache_dir": cache_dir, "cache_gb": None if cache_gb == CACHE_GB else cache_gb,
+        })  # fmt: skip
+        request = CropRequest(
+            store=parse_location(store), run=run, config=config, split=split,
+            malignancy=malignancy, base=base, overwrite=overwrite,
+        )  # fmt: skip
+        request.train(
+            {
+                "batch": None if batch is None else parse_batch(batch, auto=False),
+                "epochs": epochs, "max_minutes": max_minutes, "learning_rate": learning_rate, "seed": seed,
+                "device": device,
+            },
+            print_lines,
+        )  # fmt: skip
+        return
     from slicemill.common.remote import RemotePath
     from slicemill.store.cache import SliceCache
     from slicemill.train.config import make_config, read_config
     from slicemill.train.loop import train as fit
 
-    base = make_config(recipe)
-    settings = (read_config(config, base) if config else base).replace(
+    defaults = make_config(recipe)
+    settings = (read_config(config, defaults) if config else defaults).replace(
         context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
         width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
         max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
@@ -187,42 +229,6 @@ def train(
     location = parse_location(store)
     cache = SliceCache(cache_dir, round(cache_gb * 1e9)) if isinstance(location, RemotePath) else None
     fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_lines)
-
-
-def parse_batch(text: str) -> int:
-    """Return the setting `batch` for a value of ``--batch``.
-
-    Raises
-    ------
-    UsageError
-        The value is neither a positive integer nor auto.
-
-    >>> parse_batch("auto"), parse_batch("16")
-    (0, 16)
-    """
-    if text == "auto":
-        return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch {text}: must be a number of slices, or auto.")
-    return int(text)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return height and width for a value of ``--size``.
-
-    Raises
-    ------
-    UsageError
-        The value is neither HEIGHTxWIDTH nor one number.
-
-    >>> parse_size("256x192"), parse_size("512")
-    ((256, 192), (512, 512))
-    """
-    height, _, width = text.partition("x")
-    sides = [height, width or height]
-    if not all(side.isdecimal() and len(side) < 6 and int(side) for side in sides):
-        raise UsageError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
-    return int(sides[0]), int(sides[1])
 
 
 def split(
@@ -340,6 +346,13 @@ def export(
             help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices.",
         ),
     ] = None,
+    segmentation: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=CROPS,
+            help="Segmentation model whose candidates the classifier was trained on; NAME.nodules holds both models.",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -355,7 +368,22 @@ def export(
         slicemill export runs/first liver.onnx --fp16 --bytes
         slicemill export runs/first liver-256.onnx --size 256x256
         slicemill export runs/first liver.onnx --check
+        slicemill export runs/nodules classifier.onnx --segmentation lung.onnx
     """
+    from slicemill.train.crops.folder import is_crop_run
+
+    if is_crop_run(run):
+        from slicemill.train.crops.request import refuse_slice_options
+        from slicemill.train.export.crop_request import CropExportRequest
+
+        options = {"min_lesion_ml": min_lesion_ml, "fp16": fp16, "bytes": bytes_in, "probability": probability}
+        refuse_slice_options({name: one or None for name, one in {**options, "size": size}.items()})
+        request_of_crops = CropExportRequest(run=run, model=model, store=store, segmentation=segmentation)
+        print_line("comparing the probabilities of onnxruntime and torch on crops of the validation cases")
+        print_line(request_of_crops.describe(request_of_crops.check() if check else request_of_crops.write().parity))
+        return
+    if segmentation is not None:
+        raise UsageError("--segmentation: applies to a run of `slicemill train --crops`. Remove it.")
     from slicemill.train.export.audit import gflop_a_slice
     from slicemill.train.export.request import ExportRequest
 

@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
-import onnxruntime as ort
-
 from slicemill.bench.harness.clock import Work
 from slicemill.bench.harness.cores import count_cores
 from slicemill.bench.harness.headline import check
@@ -24,6 +22,7 @@ from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.infer.run.timing import StageTime
 from slicemill.infer.runtime.capacity import batch_capacity
+from slicemill.infer.runtime.providers import import_onnxruntime
 from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.batches import Batcher, NetworkScan
 
@@ -46,6 +45,7 @@ def segment_all(
 def open_on_all_cores(path: Path) -> Model:
     """Open a model as most scripts do: one run uses all cores."""
     model = open_model(path, "cpu")
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = count_cores()
     model.session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

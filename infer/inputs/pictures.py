@@ -59,7 +59,7 @@ class OpenPicture:
         ScanError
             The picture is damaged or not gray.
         """
-        with _name_damage(self.path):
+        with name_damage(self.path):
             pixels, mode = np.asarray(self.image), self.image.mode
         if mode in COLOR_MODES:
             if any(not np.array_equal(pixels[..., 0], pixels[..., other]) for other in (1, 2)):
@@ -92,7 +92,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
         limits = f"{window.low:g}..{window.high:g}"
         raise ScanError(f"HU must fit in {INT16.min}..{INT16.max}; its window is {limits}.", where=path)
     with ExitStack() as stack:
-        with _name_damage(path), warnings.catch_warnings():
+        with name_damage(path), warnings.catch_warnings():
             # Pillow warns from half of the pixels on that it refuses; larger pictures end in DecompressionBombError
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = stack.enter_context(Image.open(stack.enter_context(io.BufferedReader(open_stream(path)))))
@@ -113,7 +113,7 @@ def open_picture(path: Path, window: Window | None) -> Iterator[OpenPicture]:
 
 
 @contextmanager
-def _name_damage(path: Path) -> Iterator[None]:
+def name_damage(path: Path) -> Iterator[None]:
     """Convert Pillow's errors into a ScanError that names the file."""
     try:
         yield

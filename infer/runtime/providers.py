@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from slicemill.common.errors import ModelError, ProviderError, UsageError
 from slicemill.common.extras import explain_import
+from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.infer.runtime.capacity import HOSTS, session_threads
 from slicemill.infer.runtime.messages import find_cause
 from slicemill.infer.runtime.onnx_file import has_transpose_bias
@@ -79,6 +80,7 @@ def import_onnxruntime() -> Any:
     missing = ProviderError(
         "onnxruntime is not installed; pip install 'slicemill[cpu]', or [gpu] with an NVIDIA driver."
     )
+    turn_off_telemetry()
     with explain_import("onnxruntime", missing):
         import onnxruntime
     if not hasattr(onnxruntime, "get_available_providers"):

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from slicemill.common.errors import LabelError
-from slicemill.ct.formats.nrrd.header import check_segments
 from slicemill.ct.labels import IGNORE, Labels, format_labels
 from slicemill.ct.mask_files import name_labels
 from slicemill.measure.inputs.infer_output import read_report
-from slicemill.measure.inputs.pairs import MaskFile, Pair, StoredMask
+from slicemill.measure.inputs.pairs import Pair, StoredMask
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
@@ -90,20 +89,6 @@ def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:
                 f"{_describe(labels)}; the labels must be equal. Compare runs with the same labels, "
                 "or pass --labels that are correct for both."
             )
-
-
-def check_segment_names(pair: Pair, labels: Labels) -> None:
-    """Check that the names of segments in the files of a pair do not contradict the labels.
-
-    Raises
-    ------
-    LabelError
-        They do.
-    """
-    if pair.stored is None:
-        check_segments(pair.prediction, labels)
-    if isinstance(pair.reference.mask, MaskFile):
-        check_segments(pair.reference.mask.path, labels)
 
 
 def are_compatible(labels: Labels, others: Labels) -> bool:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from slicemill.common.files import write_bytes
 from slicemill.common.html import render
+from slicemill.ct.page_slices import PageSlices, SlicedLesion, SlicedMask, make_page_slices
 from slicemill.ct.pictures import save_png
 from slicemill.measure.lesions.measurements import Intensities, LesionMeasurement, Volume
 from slicemill.measure.lesions.pictures import CaptionedPicture, draw_case, draw_lesion, to_png
@@ -69,8 +70,8 @@ class OrganStrip:
         return STRIP_PX[1] + 26 + BAR_PX * len(self.bars)
 
 
-def write_case_page(out: Path, record: CaseRecord, volume: Volume) -> None:
-    """Write ``NAME.html`` and ``NAME.png`` of a case."""
+def write_case_page(out: Path, record: CaseRecord, volume: Volume, viewer_mb: float) -> None:
+    """Write ``NAME.html``, with at most `viewer_mb` MiB of slices, and ``NAME.png`` of a case."""
     images = [draw_lesion(volume, lesion) for lesion in record.lesions[:SHOWN]] or [draw_case(volume)]
     captions = [caption_lesion(lesion) for lesion in record.lesions[:SHOWN]] or ["the segmentation"]
     save_png(out / f"{record.case}.png", images[0])
@@ -83,12 +84,31 @@ def write_case_page(out: Path, record: CaseRecord, volume: Volume) -> None:
         record=record,
         figures=list_figures(record),
         pictures=pictures,
+        slices=_pack_slices(record, volume, viewer_mb),
         strip=make_strip(volume, record.lesions[:SHOWN]),
         sizes=tabulate_sizes(record.lesions),
         positions=tabulate_positions(record.lesions),
         provenance=list_provenance(record.origin),
     )
     write_bytes(out / f"{record.case}.html", page)
+
+
+def _pack_slices(record: CaseRecord, volume: Volume, viewer_mb: float) -> PageSlices | None:
+    """Return the slices of the page's viewer; None without a scan."""
+    if volume.image is None:
+        return None
+    lesions = [
+        SlicedLesion(
+            id=one.id,
+            first_z=one.first_z,
+            key_z=one.key_z,
+            last_z=one.last_z,
+            text=f"Lesion {one.id}: {one.max_axial_diameter_mm:.1f} mm, slice {one.key_z + 1}",
+        )
+        for one in record.lesions
+    ]
+    masks = [SlicedMask(name="segmentation", label=volume.label)]
+    return make_page_slices(volume.image, masks, volume.labels, volume.spacing_mm, lesions, viewer_mb)
 
 
 def list_figures(record: CaseRecord) -> list[tuple[str, object]]:

@@ -17,6 +17,7 @@ from slicemill.ct.formats.open import mark_files
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.mask_files import name_labels
 from slicemill.ct.naming import find_files, parse_name
+from slicemill.ct.page_options import VIEWER_MB
 from slicemill.measure.inputs.dicom_masks import (
     DicomMask,
     ScanSeries,
@@ -56,6 +57,8 @@ class MeasureJob:
     """Labels of a `dataset.json` or of LiTS file names, used if there are no other labels."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of the case; 0 for none."""
     no_scan: str = ""
     """Why the mask has no scan, although a folder of scans was passed."""
 
@@ -83,14 +86,10 @@ class MeasureJob:
             files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
             labels = self.find_labels()
         dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
-        return {
-            "format": FORMAT,
-            "source": self.source_id,
-            "rim_mm": RIM_MM,
-            "files": files,
-            **(labels.as_json() if labels else {}),
-            **dicom,
-        }
+        viewer = {} if self.viewer_mb == VIEWER_MB else {"viewer_mb": self.viewer_mb}
+        named = labels.as_json() if labels else {}
+        fixed = {"format": FORMAT, "source": self.source_id, "rim_mm": RIM_MM, "files": files}
+        return {**fixed, **named, **dicom, **viewer}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def measure_job(job: MeasureJob, out: Path, *, overwrite: bool = False) -> Measu
         if earlier is None:  # marks the files as written by `measure`, even if this run is killed
             write_json(path, {"case": job.name, "note": DISCLAIMER, "stamp": None})
         record = make_record(job, case, stamp)
-        write_case_page(out, record, case.volume)
+        write_case_page(out, record, case.volume, job.viewer_mb)
         write_segmentation(out / f"{job.name}.seg.nrrd", case.volume)
         write_dicom_results(out, job, case)
         write_json(path, record.as_json())

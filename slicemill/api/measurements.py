@@ -26,6 +26,7 @@ def evaluate_masks(
     mode: "Mode" = "corrected",
     tolerance_mm: float = 2.0,
     workers: int = 1,
+    viewer_mb: float = 8,
 ) -> "Evaluation":
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
 
@@ -43,6 +44,8 @@ def evaluate_masks(
         Tolerance of the surface Dice, mm.
     workers
         Worker processes; with more than one, call this under ``if __name__ == "__main__":``.
+    viewer_mb
+        MiB of slices in the page of each case, ``CASE_errors.html``; 0 for no pages.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def evaluate_masks(
 
     return EvaluateRequest(
         predictions=Path(predictions), references=Path(references), out=None if out is None else Path(out),
-        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers,
+        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers, viewer_mb=viewer_mb,
     ).run()  # fmt: skip
 
 
@@ -105,6 +108,7 @@ def measure_masks(
     seg_per_lesion: bool = False,
     rtstruct_holes: "Holes" = "keyhole",
     codes: str | Path | None = None,
+    viewer_mb: float = 8,
 ) -> "MeasureReport":
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.
 
@@ -121,6 +125,8 @@ def measure_masks(
     dicom_seg, dicom_sr, rtstruct
         DICOM results of scans in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how; see
         `slicemill.measure.requests.MeasureRequest`.
+    viewer_mb
+        MiB of slices in the page of each case, for its viewer; 0 for none.
 
     Returns
     -------
@@ -141,4 +147,5 @@ def measure_masks(
         masks=Path(masks), out=Path(out), image=None if image is None else Path(image), labels=labels, workers=workers,
         overwrite=overwrite, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
         seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
+        viewer_mb=viewer_mb,
     ).run()  # fmt: skip

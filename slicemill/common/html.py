@@ -8,9 +8,13 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
+from slicemill.common.documents import to_plain
+from slicemill.common.scripts import join_scripts
 from slicemill.common.terminal import format_cell
 
 PACKAGE = Path(__file__).parents[1]
+VIEWER = PACKAGE / "web" / "report" / "report.js"
+"""The viewer of slices in a page. It is read as text, and no code of the package `web` runs."""
 
 
 def render(template: str, **values: object) -> bytes:
@@ -37,12 +41,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell_text, "png_url": png_url}
+    environment.filters |= {"cell": _cell_text, "png_url": png_url, "script_sha256": script_sha256, "plain": to_plain}
     environment.globals |= {
         "page_script": markupsafe.Markup(script),  # noqa: S704 (a file of this package)
-        "page_script_sha256": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "viewer_script": markupsafe.Markup(join_scripts(VIEWER)),  # noqa: S704 (files of this package)
     }
     return environment
+
+
+def script_sha256(script: str) -> str:
+    """Return the hash of a script as a content security policy needs it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _cell_text(value: object) -> str:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -21,7 +22,8 @@ from slicemill.web.opened import OpenCase
 from slicemill.web.page_files import PageFile, PageFiles, read_page_files
 from slicemill.web.records import describe_case, describe_list, describe_parts, describe_progress
 from slicemill.web.sections import PLANES
-from slicemill.web.viewer import Viewer
+from slicemill.web.surface_bytes import pack_surface
+from slicemill.web.viewer import Cases
 from slicemill.web.volumes import NotReadYetError, Volume
 
 Result = TypeVar("Result")
@@ -43,8 +45,10 @@ class RefusedError(Exception):
         self.status = status
 
 
-def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | None = None) -> Guard:
-    """Return the application, behind its `Guard`."""
+def make_app(
+    viewer: Cases, access: Access, version: str, page: PageFiles | None = None, more: Sequence[Route] = ()
+) -> Guard:
+    """Return the application, behind its `Guard`; with `more` routes than those of the viewer."""
     files = page or read_page_files()
     routes = Routes(viewer, access, version)
     app = Starlette(
@@ -57,10 +61,17 @@ def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | Non
             Route("/api/cases/{case:int}/progress", routes.show_progress),
             Route("/api/cases/{case:int}/mark", routes.set_mark, methods=["PUT"]),
             Route("/api/cases/{case:int}/parts/{mask:int}/{value:int}", routes.show_parts),
+            Route("/api/cases/{case:int}/surface/{mask:int}/{value:int}", routes.show_surface),
             Route("/api/cases/{case:int}/image/{plane}/{index:int}", routes.show_image),
             Route("/api/cases/{case:int}/mask/{mask:int}/{plane}/{index:int}", routes.show_mask),
+            *more,
         ],
-        exception_handlers={RefusedError: _explain_refusal, 404: _explain_missing, Exception: _explain_bug},
+        exception_handlers={
+            RefusedError: _explain_refusal,
+            NotReadYetError: _explain_unread,
+            404: _explain_missing,
+            Exception: _explain_bug,
+        },
     )
     app.router.redirect_slashes = False
     return Guard(app, access)
@@ -69,14 +80,14 @@ def make_app(viewer: Viewer, access: Access, version: str, page: PageFiles | Non
 class Routes:
     """What the page asks for."""
 
-    def __init__(self, viewer: Viewer, access: Access, version: str) -> None:
+    def __init__(self, viewer: Cases, access: Access, version: str) -> None:
         self._viewer = viewer
         self._access = access
         self._version = version
 
     async def start_session(self, request: Request) -> Response:
         """Trade the token of the printed address for a cookie."""
-        if not self._access.accepts_token(await _read_body(request)):
+        if not self._access.accepts_token(await read_body(request)):
             raise RefusedError(401, "This address is of another run of slicemill; open the one that it printed last.")
         response = Response(status_code=204)
         response.set_cookie(self._access.cookie, self._access.session, httponly=True, samesite="strict", path="/")
@@ -100,6 +111,12 @@ class Routes:
         case, numbers = await self._open(request), request.path_params
         return _to_json(await _run(lambda: describe_parts(case, numbers["mask"], numbers["value"])))
 
+    async def show_surface(self, request: Request) -> Response:
+        """Return the surface of a label, as `slicemill.web.surface_bytes` packs it."""
+        case, numbers = await self._open(request), request.path_params
+        data = await _run(lambda: pack_surface(case.find_surface(numbers["mask"], numbers["value"])))
+        return Response(data, media_type="application/octet-stream")
+
     async def show_image(self, request: Request) -> Response:
         """Return a section of the scan, int16 little endian, HU."""
         case = await self._open(request)
@@ -120,7 +137,7 @@ class Routes:
         if marks is None or number >= len(self._viewer.entries):
             raise RefusedError(404, "Cases cannot be marked: `slicemill view` was started without --marks FILE.")
         try:
-            mark = json.loads(await _read_body(request))
+            mark = json.loads(await read_body(request))
         except ValueError as error:
             raise RefusedError(400, "A mark must be JSON.") from error
         if mark is not None and mark not in MARKS:
@@ -161,15 +178,15 @@ async def _run(work: Callable[[], Result]) -> Result:
         raise RefusedError(422, explain_failure(error, "this case").reason) from error
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MOST_BODY) -> bytes:
     """Return the body, which may be neither large nor slow."""
     body = b""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 body += part
-                if len(body) > MOST_BODY:
-                    raise RefusedError(413, f"A body may have {MOST_BODY} bytes.")
+                if len(body) > most:
+                    raise RefusedError(413, f"A body may have {most} bytes.")
     except TimeoutError as error:
         raise RefusedError(408, f"The body did not arrive within {BODY_SECONDS} seconds.") from error
     except ClientDisconnect as error:
@@ -182,8 +199,8 @@ def _to_json(record: object) -> Response:
 
 
 def _serve(file: PageFile) -> Callable[[Request], Any]:
-    async def serve(_request: Request) -> Response:
-        return Response(file.content, headers={"content-type": file.content_type})
+    async def serve(request: Request) -> Response:
+        return _send_file(file, request)
 
     return serve
 
@@ -193,15 +210,34 @@ def _serve_static(page: PageFiles) -> Callable[[Request], Any]:
         file = page.files.get(request.path_params["name"])
         if file is None or request.path_params["digest"] != page.sha256:
             raise RefusedError(404, "There is no such file.")
-        return Response(file.content, headers={"content-type": file.content_type, "cache-control": FOREVER})
+        return _send_file(file, request, {"cache-control": FOREVER})
 
     return serve
+
+
+def _accepts_gzip(request: Request) -> bool:
+    names = [name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")]
+    return "gzip" in names  # a weight, as in gzip;q=0, is not what browsers send, and gets the plain file
+
+
+def _send_file(file: PageFile, request: Request, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """Send a file of the page, as gzip to those that read it."""
+    is_packed = _accepts_gzip(request)
+    packing = {"content-encoding": "gzip"} if is_packed else {}
+    content = file.packed if is_packed else file.content
+    return Response(
+        content, headers={"content-type": file.content_type, "vary": "accept-encoding", **packing, **headers}
+    )
 
 
 async def _explain_refusal(_request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, RefusedError) else 500
     headers = {"connection": "close"} if status in (408, 413) else {}
     return JSONResponse({"error": str(error)}, status_code=status, headers=headers)
+
+
+async def _explain_unread(_request: Request, _error: Exception) -> Response:
+    return JSONResponse({"error": "The mask was not read yet."}, status_code=503)
 
 
 async def _explain_missing(_request: Request, _error: Exception) -> Response:

@@ -11,7 +11,7 @@ from slicemill.common.options import INPUT, LABELS, MACHINE, OUTPUT
 def view(
     path: Annotated[
         str,
-        typer.Argument(help="A scan, a slice store (folder or s3:// URL), or a folder of masks.", metavar="PATH"),
+        typer.Argument(help="A scan, a slice store (also s3:// URL), or a folder of masks or DICOM.", metavar="PATH"),
     ],
     mask: Annotated[list[str] | None, typer.Argument(help="Masks of the scan.", metavar="[MASK]...")] = None,
     scans: Annotated[
@@ -51,6 +51,7 @@ def view(
     """Show scans with their masks in the browser: slices, outlines, lesions.
 
     slicemill view ct.nii.gz mask.nii.gz
+    slicemill view dicom/ tumor.seg.dcm
     slicemill view lits-store/ --marks marks.csv
     slicemill view segmented/ --references lits-store/ --worst-first scores/
 

@@ -8,15 +8,18 @@ from pathlib import Path
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location
 from slicemill.common.tables import read_table
-from slicemill.ct.formats.nifti.names import strip_suffix
+from slicemill.ct.formats.dicom.discover import find_dicom
+from slicemill.ct.formats.dicom.lookup import holds_series
+from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.labels import Labels, make_labels
 from slicemill.ct.naming import derive_case_id
-from slicemill.measure.inputs.infer_output import read_report
+from slicemill.measure.inputs.infer_output import find_masks, read_report
 from slicemill.measure.inputs.pairs import Pair, StoredMask, pair_up
 from slicemill.measure.lesions.jobs import MeasureJob, file_job, gather_jobs
 from slicemill.store.reader import Store, is_store, open_store
+from slicemill.web.mask_files import MaskFile
 from slicemill.web.opened import CaseSource
-from slicemill.web.sources import MaskFile, open_files, open_stored
+from slicemill.web.sources import open_files, open_stored
 
 DICE = "dice_"
 """Start of the names of the columns of evaluation.csv that hold a label's Dice."""
@@ -71,7 +74,7 @@ def _find(request: ViewRequest) -> list[Entry]:
     if is_store(path):
         _refuse(request, masks=request.masks, scans=request.scans, references=request.references)
         return _stored_entries(open_store(path))
-    if isinstance(path, Path) and path.is_dir():
+    if isinstance(path, Path) and path.is_dir() and not _is_scan(request, path):
         _refuse(request, masks=request.masks)
         if request.references is not None:
             _refuse(request, scans=request.scans)
@@ -79,15 +82,42 @@ def _find(request: ViewRequest) -> list[Entry]:
             return [_pair_entry(pair, request.labels) for pair in pairs]
         return _folder_entries(path, request)
     _refuse(request, scans=request.scans, references=request.references)
+    if isinstance(path, Path) and path.is_dir() and not request.masks:
+        return _series_entries(path)
     masks = tuple(MaskFile(path=mask, labels=_labels_of(mask, request)) for mask in request.masks)
     open_case = partial(open_files, path.name, path, masks)
     open_case()  # a scan that cannot be read is reported at once
     return [Entry(name=path.name, case_id=derive_case_id(path.name), open=open_case)]
 
 
+def _is_scan(request: ViewRequest, folder: Path) -> bool:
+    """Return whether a folder is one of DICOM files: it has no masks to pair, or masks were passed with it."""
+    if request.scans is not None or request.references is not None:
+        return False
+    return bool(request.masks and holds_series(folder)) or not find_masks(folder)
+
+
+def _series_entries(folder: Path) -> list[Entry]:
+    """Return a case for each DICOM series below a folder."""
+    found = find_dicom(folder)
+    if not found.series:
+        reasons = "".join(f" ({path.name}: {why})" for path, why in found.left_out[:1])
+        raise PairingError(f"contains neither masks nor CT series in DICOM{reasons}.", where=folder)
+    return [
+        Entry(
+            name=one.relative,
+            case_id=derive_case_id(f"{one.relative}.nii.gz"),
+            open=partial(open_files, one.relative, one.location, ()),
+        )
+        for one in found.series
+    ]
+
+
 def _refuse(request: ViewRequest, **others: object) -> None:
     """Refuse arguments that do not go with the first one."""
-    kind = "a store" if is_store(request.path) else "a folder of masks" if not request.path.is_file() else "a scan"
+    path = request.path
+    is_scan = path.is_file() or (isinstance(path, Path) and _is_scan(request, path))
+    kind = "a store" if is_store(path) else "a scan" if is_scan else "a folder of masks"
     for name, value in others.items():
         if value:
             what = "more paths do" if name == "masks" else f"--{name} does"

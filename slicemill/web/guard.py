@@ -126,7 +126,7 @@ class Guard:
         await send_with_headers({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def read_away(receive: Receive) -> None:
+async def read_away(receive: Receive, most: int = UNREAD_BYTES) -> None:
     """Read the rest of a small body and forget it.
 
     A connection that is closed while bytes lie unread is reset, and the answer may be lost on the way (RFC 9112, 9.6).
@@ -134,7 +134,7 @@ async def read_away(receive: Receive) -> None:
     read = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(UNREAD_SECONDS):
-            while read < UNREAD_BYTES:
+            while read < most:
                 message = await receive()
                 read += len(message.get("body", b""))
                 if not message.get("more_body", False):

@@ -11,9 +11,12 @@ from slicemill.common.errors import InputError
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
 from slicemill.ct.runs import select_values
+from slicemill.ct.surface import LEAST_TRIANGLES, Surface, make_surface
 from slicemill.web.volumes import NotReadYetError, Volume, VolumeSource
 
 Role = Literal["image", "mask"]
+MOST_TRIANGLES = 60_000
+"""Triangles of all surfaces of a case: a page draws them in a few hundredths of a second without a graphics card."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,16 @@ class MaskSource:
     """None if the mask cannot be shown."""
     failure: str | None = None
     """Why the mask cannot be shown."""
+    is_probability: bool = False
+    """Whether its values are probabilities of tumor, 255 is certain; a value then stands for a threshold."""
 
     def region_of(self, value: int) -> tuple[int, ...]:
-        """Return the values that belong to a label: those of the organ and of its tumors, or its own."""
+        """Return the values that belong to a label: those of the organ and of its tumors, or its own.
+
+        In a map of probabilities they are those from a threshold on.
+        """
+        if self.is_probability:
+            return tuple(range(value, 256))
         if self.labels is not None:
             for name, values in self.labels.regions().items():
                 if self.labels.values[name] == value:
@@ -61,6 +71,7 @@ class OpenCase:
         self.masks = tuple(None if mask.source is None else Volume(mask.source, counts_values=True)
                            for mask in source.masks)  # fmt: skip
         self._parts: dict[tuple[int, int], tuple[Lesion, ...]] = {}
+        self._surfaces: dict[tuple[int, int], Surface | None] = {}
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -93,6 +104,30 @@ class OpenCase:
                 region = self.source.masks[mask].region_of(value)
                 self._parts[mask, value] = _find_parts(volume, region, self.source.affine_lps)
             return self._parts[mask, value]
+
+    def find_surface(self, mask: int, value: int) -> Surface | None:
+        """Return the surface of the region of a label; None if the region is empty. Raises as `find_parts`."""
+        parts = self.find_parts(mask, value)
+        with self._lock:
+            if (mask, value) not in self._surfaces:
+                self._surfaces[mask, value] = self._make_surface(mask, value, parts) if parts else None
+            return self._surfaces[mask, value]
+
+    def _make_surface(self, mask: int, value: int, parts: tuple[Lesion, ...]) -> Surface:
+        volume = self.masks[mask]
+        assert volume is not None  # noqa: S101 (it has parts)
+        region = self.source.masks[mask].region_of(value)
+        labels = sum(
+            int(np.count_nonzero(one.counts[:, 1:].any(axis=0)))
+            for one in self.masks
+            if one is not None and one.counts is not None
+        )
+        return make_surface(
+            parts,
+            lambda start, stop: select_values(volume.read_slices(start, stop), region),
+            self.source.affine_lps,
+            max(LEAST_TRIANGLES, MOST_TRIANGLES // max(1, labels)),
+        )
 
 
 def _find_parts(volume: Volume, region: tuple[int, ...], affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...]:

@@ -7,10 +7,12 @@ from slicemill.ct.lesions import Lesion
 from slicemill.ct.pictures import label_colors
 from slicemill.web.marks import MARKS, Mark
 from slicemill.web.opened import MaskSource, OpenCase
-from slicemill.web.viewer import Viewer
+from slicemill.web.viewer import Cases
 from slicemill.web.volumes import Volume
 
 Affine = tuple[tuple[float, ...], ...]
+HALF = 128
+"""Least stored probability (255 is certain) of more than one half."""
 MAX_PARTS_SHOWN = 200
 """Rows of the table of parts. More are noise, and are counted."""
 
@@ -57,6 +59,8 @@ class MaskRecord:
     """Labels that have a name; values without one are in `VolumeRecord.values`."""
     tumor: int | None
     """Value of tumor; None if no label is known to be tumor."""
+    threshold: int | None
+    """First threshold of a map of probabilities, 1 to 255; None for a mask of labels."""
     failure: str | None
 
 
@@ -110,7 +114,7 @@ class PartsRecord:
     """Voxels of the region in each slice, by z."""
 
 
-def describe_list(viewer: Viewer, version: str) -> ListRecord:
+def describe_list(viewer: Cases, version: str) -> ListRecord:
     """Return the list of cases."""
     marks = viewer.marks
     return ListRecord(
@@ -118,7 +122,7 @@ def describe_list(viewer: Viewer, version: str) -> ListRecord:
             EntryRecord(name=entry.name, dice=entry.dice, mark=marks.get(entry.name) if marks else None)
             for entry in viewer.entries
         ),
-        dice_of=viewer.entries[0].dice_of,
+        dice_of=viewer.entries[0].dice_of if viewer.entries else None,
         marks=MARKS if marks else (),
         version=version,
     )
@@ -142,6 +146,7 @@ def _describe_mask(mask: MaskSource) -> MaskRecord:
         name=mask.name,
         labels=describe_labels(labels) if labels else (),
         tumor=labels.tumor_value() if labels else None,
+        threshold=HALF if mask.is_probability else None,
         failure=mask.failure,
     )
 

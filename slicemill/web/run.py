@@ -42,7 +42,7 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
             print_always(access.url)
             if opens_browser:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slicemill-")))
-                start_helper(lambda: _open_browser(_write_door(folder, access.url)))
+                start_helper(lambda: open_browser(write_door(folder, access.url)))
 
         try:
             make_server(make_app(viewer, access, version("slicemill")), tell).run(sockets)
@@ -52,7 +52,7 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
             print_line("ended")
 
 
-def _write_door(folder: Path, url: str) -> Path:
+def write_door(folder: Path, url: str) -> Path:
     """Write a page that leads to the address. Other users can read the browser's command line, but not this file."""
     path = folder / "open.html"
     path.touch(mode=0o600)
@@ -64,7 +64,8 @@ def _write_door(folder: Path, url: str) -> Path:
     return path
 
 
-def _open_browser(page: Path) -> None:
+def open_browser(page: Path) -> None:
+    """Open a page in the browser, and remove it when the browser had time to read it."""
     with contextlib.suppress(webbrowser.Error):
         webbrowser.open(page.as_uri())
     time.sleep(DOOR_SECONDS)

@@ -1,30 +1,19 @@
 """Opens scans and masks from files and stores as `CaseSource`: headers are read and compared, voxels are not."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location
-from slicemill.ct.formats.nrrd.header import check_segments
-from slicemill.ct.geometry import Grid
-from slicemill.ct.labels import Labels
 from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.store.headers import read_grid
 from slicemill.store.reader import Case, SliceArray
+from slicemill.web.mask_files import MaskFile, find_labels, read_mask
 from slicemill.web.opened import CaseSource, MaskSource
 from slicemill.web.volumes import VolumeSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskFile:
-    """A mask in a file."""
-
-    path: Location
-    labels: Labels | None = None
 
 
 def open_files(name: str, scan: Location, masks: tuple[MaskFile, ...]) -> CaseSource:
@@ -36,7 +25,8 @@ def open_files(name: str, scan: Location, masks: tuple[MaskFile, ...]) -> CaseSo
         The scan cannot be opened.
     """
     with ScanReader(scan, "image", hashed=False) as reader:
-        grid, warnings = reader.grid, reader.warnings
+        on, warnings = ScanGrid(grid=reader.grid, series=reader.series), reader.warnings
+    grid = on.grid
     return CaseSource(
         name=name,
         image=VolumeSource(
@@ -45,7 +35,7 @@ def open_files(name: str, scan: Location, masks: tuple[MaskFile, ...]) -> CaseSo
             dtype=np.int16,
             slabs=lambda found: _read_scan(scan, found),
         ),
-        masks=tuple(_open_mask(mask, grid) for mask in masks),
+        masks=tuple(_open_mask(mask, on) for mask in masks),
         spacing_mm=grid.spacing_mm,
         affine_lps=grid.affine_lps,
         warnings=warnings,
@@ -63,34 +53,33 @@ def open_stored(case: Case, masks: tuple[MaskFile, ...] = ()) -> CaseSource:
     own: tuple[MaskSource, ...] = ()
     if case.label is not None:
         own = (MaskSource(name="reference", labels=case.info.labels, source=_stored_volume(case, case.label)),)
-    grid = read_grid(case) if masks else None
+    on = ScanGrid(grid=read_grid(case)) if masks else None
     return CaseSource(
         name=case.case_id,
         image=_stored_volume(case, case.image),
-        masks=(*(_open_mask(mask, grid) for mask in masks if grid is not None), *own),
+        masks=(*(_open_mask(mask, on) for mask in masks if on is not None), *own),
         spacing_mm=case.spacing_mm,
         affine_lps=case.affine,
         warnings=case.info.warnings,
     )
 
 
-def _open_mask(mask: MaskFile, image: Grid) -> MaskSource:
+def _open_mask(mask: MaskFile, scan: ScanGrid) -> MaskSource:
     """Compare a mask's header with its scan's; a mask that does not fit is not shown, and the reason is."""
     name = mask.path.name
     try:
-        if mask.labels is not None:
-            check_segments(mask.path, mask.labels)
-        with open_mask_file(mask.path, ScanGrid(grid=image), mask.labels, hashed=False) as reader:
-            PlacedMask(reader, image, "error")
+        labels = find_labels(mask)
+        with open_mask_file(mask.path, scan, mask.labels, overlap="highest", hashed=False) as reader:
+            PlacedMask(reader, scan.grid, "error")
     except (InputError, OSError) as error:
         return MaskSource(name=name, labels=mask.labels, source=None, failure=str(error))
     source = VolumeSource(
         name=name,
-        shape=image.stored_shape,
+        shape=scan.grid.stored_shape,
         dtype=np.uint8,
-        slabs=lambda found: _read_mask(mask, image, found),
+        slabs=lambda found: read_mask(mask, scan, found),
     )
-    return MaskSource(name=name, labels=mask.labels, source=source)
+    return MaskSource(name=name, labels=labels, source=source)
 
 
 def _read_scan(path: Location, warnings: list[str]) -> Iterator[Slab]:
@@ -98,14 +87,6 @@ def _read_scan(path: Location, warnings: list[str]) -> Iterator[Slab]:
         yield from reader.slabs()
         reader.finish()
         warnings.extend(reader.value_warnings())
-
-
-def _read_mask(mask: MaskFile, image: Grid, warnings: list[str]) -> Iterator[Slab]:
-    with open_mask_file(mask.path, ScanGrid(grid=image), mask.labels, hashed=False) as reader:
-        placed = PlacedMask(reader, image, "error")
-        yield from placed.slabs(slab_depth(image.stored_shape))
-        reader.finish()
-        warnings.extend((*reader.warnings, *placed.warnings()))
 
 
 def _stored_volume(case: Case, array: SliceArray) -> VolumeSource:

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
 
 from slicemill.web.entries import Entry
 from slicemill.web.marks import Marks
@@ -10,6 +11,24 @@ from slicemill.web.opened import OpenCase
 
 MAX_OPEN = 3
 """Cases that stay open: the shown one, the next, and the previous. Each has a temporary file."""
+
+
+class Cases(Protocol):
+    """The cases of a server."""
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Return the cases of the list."""
+
+    @property
+    def marks(self) -> Marks | None:
+        """Return the marks of cases; None if they cannot be marked."""
+
+    def find_open(self, number: int) -> OpenCase | None:
+        """Return a case if it is open."""
+
+    def open(self, number: int) -> OpenCase:
+        """Return a case, opened if it is not."""
 
 
 class Viewer:

@@ -111,6 +111,10 @@ class Volume:
         for z in range(0, self.shape[0], depth):
             yield z, self._voxels.read_slices(z, min(z + depth, self.shape[0]))
 
+    def read_slices(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return any[z, y, x] of slices of the complete volume."""
+        return self._voxels.read_slices(start, stop)
+
     def _read_all(self) -> None:
         warnings: list[str] = []
         try:

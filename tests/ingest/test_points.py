@@ -334,6 +334,20 @@ def test_candidates_are_in_the_store_and_in_the_tables(luna, tmp_path):
     assert verify(open_store(store.root), None, workers=1, advance=lambda *_: None) == []
 
 
+def test_candidates_that_infer_found_get_their_class_from_the_nodules(luna, tmp_path):
+    center = CENTERS[1][0]
+    places = [center, np.add(center, (0, 2, 0)), (2, 2, 2)]
+    rows = [(UID.format(1), *place(one), 0.5, 3.0) for one in places]
+    found = table(luna, *rows, name="found.csv", header=(*HEADER[:4], "probability", "diameter_mm"))
+    store, _ = convert(luna, tmp_path, candidates=found)
+    assert store[UID.format(1)].candidates[:, 3].tolist() == [1, 1, 0]
+    reindex(store.root)
+    assert not any(row["conflict"] for row in read_table(store.root, "candidates"))
+    wrong = table(luna, (UID.format(1), 0, 0, 0, 5), name="wrong.csv")
+    with pytest.raises(InputError, match=r"must have the column class, 1 or 0, or the column probability"):
+        read_candidates(wrong)
+
+
 def test_damaged_candidates_are_a_problem_of_their_case(luna, tmp_path):
     store, _ = convert(luna, tmp_path, candidates=candidates(luna))
     reindex(store.root)

@@ -54,7 +54,9 @@ def test_tables_and_pictures_are_written(two_cases):
     assert {path.name for path in out.iterdir()} == {
         "evaluation.json",
         "evaluation.csv",
+        "volume-1_errors.html",
         "volume-1_errors.png",
+        "volume-2_errors.html",
         "volume-2_errors.png",
     }
     with (out / "evaluation.csv").open(newline="") as stream:

@@ -41,7 +41,7 @@ class Shown:
 
     def wait(self, condition):
         """Wait for an expression; `wait_for_function` would evaluate a string in the page, which its policy forbids."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self.page.evaluate(condition):
             assert time.monotonic() < deadline, condition
             time.sleep(0.02)
@@ -66,19 +66,24 @@ class Shown:
 
     def pixels(self, plane="axial"):
         """Return the canvas of a plane, uint8[height, width, 3]."""
-        width, height, data = self.page.evaluate(
-            """(plane) => {
-              const canvas = document.querySelector(`[data-plane=${plane}] .picture`);
-              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-              let text = "";
-              for (let i = 0; i < data.length; i += 8192) text += String.fromCharCode(...data.subarray(i, i + 8192));
-              return [canvas.width, canvas.height, btoa(text)];
-            }""",
-            plane,
-        )
-        pixels = np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
-        assert (pixels[..., 3] == 255).all()
-        return pixels[..., :3]
+        return read_canvas(self.page, f"[data-plane={plane}] .picture")
+
+
+def read_canvas(page, selector):
+    """Return a canvas, uint8[height, width, 3]."""
+    width, height, data = page.evaluate(
+        """(selector) => {
+          const canvas = document.querySelector(selector);
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          let text = "";
+          for (let i = 0; i < data.length; i += 8192) text += String.fromCharCode(...data.subarray(i, i + 8192));
+          return [canvas.width, canvas.height, btoa(text)];
+        }""",
+        selector,
+    )
+    pixels = np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 4)
+    assert (pixels[..., 3] == 255).all()
+    return pixels[..., :3]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, sha256_of_file, to_json
 from slicemill.common.machine import versions
+from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.store.model_card import METADATA_KEY, ModelCard, Parity, PostprocessRules, TrainingSummary
 from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import DEFAULT, Flavor
@@ -133,6 +134,7 @@ def describe_model(
     origin: Origin, trained: TrainedNetwork, flavor: Flavor, parity: Parity, rules: PostprocessRules
 ) -> ModelCard:
     """Return the metadata of a model file."""
+    turn_off_telemetry()
     import onnxruntime
 
     labels, config = trained.labels, trained.config

@@ -9,6 +9,7 @@ import torch
 
 from slicemill.common.errors import ModelError
 from slicemill.common.extras import explain_import
+from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.store.label_differences import compare_labels
 from slicemill.store.model_card import Parity
 from slicemill.train.export.graph import ExportGraph
@@ -88,6 +89,7 @@ def open_cpu_session(path: Path) -> Any:
         "export compares labels with onnxruntime, which is not installed: pip install 'slicemill[cpu]' (or [gpu])."
     )
     with explain_import("onnxruntime", missing):
+        turn_off_telemetry()
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

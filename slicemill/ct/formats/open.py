@@ -3,6 +3,8 @@
 To add a format: add a branch to `open_source` and `list_files`, and its names to `slicemill.ct.formats.names`.
 """
 
+from pathlib import Path
+
 from slicemill.common.errors import InputError
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.ct.formats.dicom.archive import is_archive_name
@@ -18,6 +20,7 @@ from slicemill.ct.formats.nifti import names as nifti
 from slicemill.ct.formats.nifti.source import NiftiSource
 from slicemill.ct.formats.nrrd.header import list_data_files as list_nrrd_files
 from slicemill.ct.formats.nrrd.header import read_nrrd
+from slicemill.ct.formats.png_slices import hash_slices, is_png_folder, mark_slices
 from slicemill.ct.formats.source import ScanSource
 from slicemill.ct.formats.volume import VolumeSource
 from slicemill.ct.geometry_option import Uneven
@@ -60,6 +63,8 @@ def mark_files(path: Location) -> tuple[int, ...]:
     OSError
         A file does not exist or cannot be read.
     """
+    if isinstance(path, Path) and is_png_folder(path):
+        return mark_slices(path)
     if is_dicom(path):
         return mark_series(path)
     states = [file.stat() for file in scan_files(path)]
@@ -76,6 +81,8 @@ def hash_scan(path: Location, uneven: Uneven = "refuse") -> str:
     OSError
         A file cannot be read.
     """
+    if isinstance(path, Path) and is_png_folder(path):
+        return hash_slices(path)
     if is_dicom(path) and not is_mask_object(path):
         return hash_series(open_series(path, uneven=uneven))
     return sha256_of_file(*scan_files(path))

@@ -2,11 +2,13 @@
 /** Requests to the server that this page came from. */
 
 import { PLANES } from "./geometry.js";
+import { readMesh } from "./surface.js";
 
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {{image: Int16Array, masks: (Uint8Array | null)[]}} Section HU, and values of each mask. */
 /** @typedef {{value: number, name: string, color: number[], region: number[]}} Label */
-/** @typedef {{name: string, labels: Label[], tumor: number | null, failure: string | null}} Mask */
+/** @typedef {{name: string, labels: Label[], tumor: number | null, threshold?: number | null,
+ *   failure: string | null}} Mask */
 /** @typedef {{name: string, shape: [number, number, number], spacing_mm: [number, number, number],
  *   affine_lps: number[][], masks: Mask[]}} CaseInfo */
 /** @typedef {{slices: number, first_slice: number | null, is_complete: boolean, failure: string | null,
@@ -30,7 +32,7 @@ export class RequestError extends Error {
 }
 
 /** @param {string} path @param {RequestInit} [options] */
-async function request(path, options) {
+export async function request(path, options) {
   let response;
   try {
     response = await fetch(path, options);
@@ -67,6 +69,9 @@ export const getCase = (number) => getJson(`/api/cases/${number}`);
 export const getProgress = (number) => getJson(`/api/cases/${number}/progress`);
 /** @param {number} number @param {number} mask @param {number} value @returns {Promise<Parts>} */
 export const getParts = (number, mask, value) => getJson(`/api/cases/${number}/parts/${mask}/${value}`);
+/** @param {number} number @param {number} mask @param {number} value */
+export const getSurface = async (number, mask, value) =>
+  readMesh(await (await request(`/api/cases/${number}/surface/${mask}/${value}`)).arrayBuffer());
 /** @param {number} number @param {string | null} mark */
 export const putMark = (number, mark) =>
   request(`/api/cases/${number}/mark`, { method: "PUT", body: JSON.stringify(mark) });

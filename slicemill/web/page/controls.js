@@ -60,16 +60,18 @@ export function addSwitch(text, key, name, action) {
 /** Connect the switch of the theme; without a choice the theme is the system's. */
 export function connectTheme() {
   const button = byId("theme", HTMLButtonElement);
-  const isLight = () =>
-    (document.documentElement.dataset.theme ??
-      (matchMedia("(prefers-color-scheme: light)").matches ? "light" : "dark")) === "light";
+  const { dataset } = document.documentElement;
+  const system = matchMedia("(prefers-color-scheme: light)");
+  let chosen = "";
   const show = () => {
-    button.textContent = isLight() ? "Dark theme" : "Light theme";
+    dataset.theme = chosen || (system.matches ? "light" : "dark");
+    button.textContent = dataset.theme === "light" ? "Dark theme" : "Light theme";
   };
   button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isLight() ? "dark" : "light";
+    chosen = dataset.theme === "light" ? "dark" : "light";
     show();
   });
+  system.addEventListener("change", show);
   show();
 }
 
@@ -100,7 +102,9 @@ export function connectKeys(keys) {
 /** Return whether the control that has the focus uses a key itself. @param {KeyboardEvent} event */
 function isTaken({ target, key }) {
   if (target instanceof HTMLSelectElement) return true;
+  const isMove = /^(Arrow|Page|Home|End)/.test(key);
+  if (target instanceof HTMLInputElement && target.id === "threshold" && isMove) return true;
   if (target instanceof HTMLInputElement) return target.type === "number" || (target.type !== "range" && key === " ");
   if (target instanceof HTMLButtonElement) return key === "Enter" || key === " ";
-  return target instanceof HTMLElement && target.id === "parts-scroll" && /^(Arrow|Page|Home|End)/.test(key);
+  return target instanceof HTMLElement && target.id === "parts-scroll" && isMove;
 }

@@ -14,9 +14,12 @@ export function byId(id, kind) {
 
 /** Return text from a file, cut, with control characters shown: they could turn the order of letters.
  * @param {string} text */
-export function clean(text) {
+export const clean = (text) => cut(text, LONGEST);
+
+/** The same, cut elsewhere. @param {string} text @param {number} most */
+export function cut(text, most) {
   const shown = text.replace(CONTROL, (one) => `\\x${one.charCodeAt(0).toString(16).padStart(2, "0")}`);
-  return shown.length > LONGEST ? `${shown.slice(0, LONGEST - 1)}…` : shown;
+  return shown.length > most ? `${shown.slice(0, most - 1)}…` : shown;
 }
 
 /** Make an element with text. @template {keyof HTMLElementTagNameMap} Name

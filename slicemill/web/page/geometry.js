@@ -24,6 +24,7 @@ export const AXES = {
   sagittal: { across: "x", right: "y", down: "z", letters: ["A", "P", "H", "F"] },
 };
 
+const ZOOMS = { least: 0.5, most: 40 };
 const INDEX = { z: 0, y: 1, x: 2 };
 
 /** Return the number of voxels along an axis, from a shape z, y, x.
@@ -68,6 +69,19 @@ export function toMm(affine, { x, y, z }) {
   return [at(affine[0]), at(affine[1]), at(affine[2])];
 }
 
+/** Return the voxel, with fractions, at a position in mm, LPS: Cramer's rule.
+ * @param {number[][]} affine @param {Triple} mm @returns {Voxel} */
+export function toVoxelOf(affine, mm) {
+  const [[a, b, c], [d, e, f], [g, h, i]] = affine;
+  const [p, q, r] = mm.map((value, axis) => value - affine[axis][3]);
+  const size = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
+  return {
+    x: (p * (e * i - f * h) - b * (q * i - f * r) + c * (q * h - e * r)) / size,
+    y: (a * (q * i - f * r) - p * (d * i - f * g) + c * (d * r - q * g)) / size,
+    z: (a * (e * r - q * h) - b * (d * r - q * g) + p * (d * h - e * g)) / size,
+  };
+}
+
 /** Return the distance of two voxels, mm.
  * @param {number[][]} affine @param {Voxel} from @param {Voxel} to */
 export function distanceMm(affine, from, to) {
@@ -99,4 +113,22 @@ export function sample(pixels, origin, scale, voxels) {
 /** Return the view of a whole section. @param {{columns: number, rows: number}} size @returns {View} */
 export function wholeView(size) {
   return { zoom: 1, column: size.columns / 2, row: size.rows / 2 };
+}
+
+/** Return a view zoomed around a place of the section, or its middle. @param {View} view @param {number} factor
+ * @param {number} [column] @param {number} [row] @returns {View} */
+export function zoomed(view, factor, column = view.column, row = view.row) {
+  const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
+  const ratio = view.zoom / zoom;
+  return { zoom, column: column + (view.column - column) * ratio, row: row + (view.row - row) * ratio };
+}
+
+/** Return a view moved within a section. @param {View} view @param {{columns: number, rows: number}} size
+ * @param {number} columns @param {number} rows @returns {View} */
+export function moved(view, size, columns, rows) {
+  return {
+    zoom: view.zoom,
+    column: Math.min(size.columns, Math.max(0, view.column + columns)),
+    row: Math.min(size.rows, Math.max(0, view.row + rows)),
+  };
 }

@@ -23,6 +23,7 @@ const DOTTED = [2, 2];
  * @param {ShownLabel[]} before whose labels stay hidden @returns {ShownLabel[]} */
 export function listLabels(masks, progress, before) {
   return masks.flatMap((mask, number) => {
+    if (mask.threshold) return [thresholdLabel(mask.threshold, number, before)];
     const found = (progress[number]?.values ?? []).map(([value]) => value);
     const named = new Set(mask.labels.map((label) => label.value));
     const unnamed = found.filter((value) => !named.has(value));
@@ -40,6 +41,15 @@ export function listLabels(masks, progress, before) {
       isShown: before.find((one) => one.mask === number && one.value === label.value)?.isShown ?? true,
     }));
   });
+}
+
+/** Return the label of what reaches a threshold; it is hidden until it is wanted.
+ * @param {number} value of 255 @param {number} mask @param {ShownLabel[]} before @returns {ShownLabel} */
+function thresholdLabel(value, mask, before) {
+  const name = `probability of ${Math.floor((value * 100) / 255)} % and more`;
+  const region = Array.from({ length: 256 - value }, (_, step) => value + step);
+  const isShown = before.find((one) => one.mask === mask)?.isShown ?? false;
+  return { value, name, region, mask, color: OTHERS[0], pattern: DOTTED, shownName: name, isShown };
 }
 
 /** Return the color of a label in a second mask: green for the red of tumor. @param {number[]} color */
@@ -107,15 +117,17 @@ function labelRow(label, voxels, voxelMl, mask, onChange) {
     label.isShown = box.checked;
     onChange(label);
   });
-  const sample = make(
-    "span",
-    "",
-    `sample ${label.pattern === SOLID ? "solid" : label.pattern === DASHED ? "dashed" : "dotted"}`,
-  );
-  sample.style.color = `rgb(${label.color.join(" ")})`;
+  const sample = labelSample(label);
   const volume = voxels === undefined ? "" : `${formatMl(voxels * voxelMl)} ml`;
   row.append(box, sample, make("span", label.shownName, "name"), make("span", volume, "number"));
   return row;
+}
+
+/** Return a sample of a label's outline. @param {ShownLabel} label */
+export function labelSample({ color, pattern }) {
+  const sample = make("span", "", `sample ${pattern === SOLID ? "solid" : pattern === DASHED ? "dashed" : "dotted"}`);
+  sample.style.color = `rgb(${color.join(" ")})`;
+  return sample;
 }
 
 /** @param {number} ml */

@@ -10,14 +10,14 @@ import { sliceAt } from "./heat.js";
 import { Viewer } from "./viewer.js";
 
 /** @param {string} text */
-function showMessage(text) {
+export function showMessage(text) {
   const message = byId("message", HTMLElement);
   message.textContent = text;
   message.hidden = !text;
 }
 
 /** @param {Viewer} viewer */
-function connectPicture(viewer) {
+export function connectPicture(viewer) {
   const showWindow = connectWindow((window) => viewer.setWindow(window));
   const switches = /** @type {const} */ ([
     ["Outline", "o", "outline"],
@@ -35,10 +35,15 @@ function connectPicture(viewer) {
     byId("planes", HTMLElement).append(button);
     return button;
   });
+  const solid = makeButton("3-D", "Show the 3-D picture (r)", () => viewer.activateSurface());
+  byId("planes", HTMLElement).append(solid);
   viewer.onControls = () => {
+    solid.hidden = viewer.surface.element.hidden;
+    solid.setAttribute("aria-pressed", String(viewer.isSolid));
     showWindow(viewer.window);
     switches.forEach(([, , name], index) => shown[index](viewer.switches[name]));
-    PLANES.forEach((plane, index) => planes[index].setAttribute("aria-pressed", String(plane === viewer.plane)));
+    const large = viewer.isSolid ? null : viewer.plane;
+    PLANES.forEach((plane, index) => planes[index].setAttribute("aria-pressed", String(plane === large)));
   };
   viewer.onControls();
   byId("reset", HTMLButtonElement).addEventListener("click", () => viewer.resetViews());
@@ -52,8 +57,9 @@ function connectPicture(viewer) {
   byId("parts-of", HTMLSelectElement).addEventListener("change", () => viewer.changeParts());
 }
 
-/** @param {Viewer} viewer @param {Cases} cases @returns {import("./controls.js").Key[]} */
-function listKeys(viewer, cases) {
+/** @param {Viewer} viewer @param {Cases | null} cases null where there is one case at a time
+ * @returns {import("./controls.js").Key[]} */
+export function listKeys(viewer, cases) {
   /** @param {string[]} keys @param {string} shown @param {string} text
    * @param {(event: KeyboardEvent) => void} action */
   const key = (keys, shown, text, action) => ({ keys, shown, text, action });
@@ -90,9 +96,14 @@ function listKeys(viewer, cases) {
     key(["a", "c", "s"], "a c s", "axial, coronal, sagittal picture", (event) =>
       viewer.activate(PLANES[["a", "c", "s"].indexOf(event.key)]),
     ),
-    key(["j"], "j", "next case", () => cases.open(cases.number + 1)),
-    key(["k"], "k", "previous case", () => cases.open(cases.number - 1)),
-    ...(cases.list.marks.length
+    key(["r"], "r", "3-D picture; in it, arrows turn, + and - zoom", () => viewer.activateSurface()),
+    ...(cases
+      ? [
+          key(["j"], "j", "next case", () => cases.open(cases.number + 1)),
+          key(["k"], "k", "previous case", () => cases.open(cases.number - 1)),
+        ]
+      : []),
+    ...(cases?.list.marks.length
       ? [
           key(
             ["g", "b", "u"],
@@ -136,4 +147,4 @@ async function start() {
   }
 }
 
-void start();
+if (!document.querySelector("#start")) void start(); // else serve.js does

@@ -4,13 +4,14 @@
 import { getCase, getParts, getProgress, RequestError, Sections } from "./api.js";
 import { fitWindow, PRESETS } from "./controls.js";
 import { byId, clean, fillList } from "./dom.js";
-import { AXES, extent, PLANES, sectionSize, toMm, toSection, wholeView } from "./geometry.js";
+import { AXES, extent, moved, PLANES, sectionSize, toMm, toSection, wholeView, zoomed } from "./geometry.js";
 import { describeHeat, drawHeat } from "./heat.js";
 import { listLabels, makeOverlays, showLabels } from "./labels.js";
 import { Lengths } from "./lengths.js";
 import { Pane } from "./pane.js";
 import { chooseLabel, chosenLabel, markRow, middleOf, showParts } from "./parts.js";
 import { windowTable } from "./render.js";
+import { SurfacePane } from "./surface_pane.js";
 
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {import("./geometry.js").Voxel} Voxel */
@@ -21,7 +22,6 @@ const AHEAD = 8;
 /** Sections that are loaded ahead, in the direction of scrolling. */
 const POLL_MS = 200;
 const SLOW_POLL_MS = 1000;
-const ZOOMS = { least: 0.5, most: 40 };
 
 /** @param {number} ms */
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -43,6 +43,7 @@ export class Viewer {
     this.hasMoved = false;
     /** @type {Plane} */
     this.plane = "axial";
+    this.isSolid = false; // whether the 3-D picture is the large one
     this.window = PRESETS[0][1];
     this.table = windowTable(this.window.low, this.window.high);
     this.switches = { outline: true, fill: false, masks: true, crosshair: true, measuring: false, allPlanes: true };
@@ -64,7 +65,12 @@ export class Viewer {
     this.lengths = new Lengths();
     this.isDrawing = false;
     this.panes = PLANES.map((plane) => new Pane(plane, this.host(), () => this.update()));
-    byId("panes", HTMLElement).append(...this.panes.map((pane) => pane.element));
+    this.surface = new SurfacePane({
+      activate: () => this.activateSurface(),
+      point: (voxel) => this.moveTo(voxel),
+      redraw: () => this.update(),
+    });
+    byId("panes", HTMLElement).append(...this.panes.map((pane) => pane.element), this.surface.element);
     new ResizeObserver(() => this.update()).observe(byId("heat", HTMLElement));
   }
 
@@ -97,11 +103,17 @@ export class Viewer {
     this.clearLengths();
     byId("labels", HTMLElement).replaceChildren();
     for (const pane of this.panes) pane.clear();
+    this.surface.open(number, false);
+    this.isSolid = false;
     try {
       const info = await getCase(number);
       if (number !== this.number) return;
       this.info = info;
       this.sections = new Sections(number, info.masks.length);
+      this.surface.open(
+        number,
+        info.masks.some((mask) => !mask.failure),
+      );
       this.cursor = { x: info.shape[2] >> 1, y: info.shape[1] >> 1, z: info.shape[0] >> 1 };
       this.resetViews();
       await this.follow(number);
@@ -136,16 +148,41 @@ export class Viewer {
       this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
     }
     if (progress.image.failure) this.onError(progress.image.failure);
+    this.listLabels(progress, info);
+    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
+    void this.loadParts();
+    this.showReading(progress, info);
+    this.update();
+  }
+
+  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  listLabels(progress, info) {
     this.labels = listLabels(info.masks, progress.masks, this.labels);
     this.overlays = makeOverlays(this.labels, info.masks.length);
     showLabels(this.labels, info, progress.masks, () => {
       this.overlays = makeOverlays(this.labels, info.masks.length);
       this.update();
     });
-    this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
-    void this.loadParts();
-    this.showReading(progress, info);
-    this.update();
+    this.surface.load(this.labels, progress.masks);
+  }
+
+  /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
+  setThreshold(value) {
+    const { info, progress } = this;
+    const map = info?.masks.find((mask) => mask.threshold);
+    if (!info || !progress || !map) return;
+    map.threshold = value;
+    for (const label of this.labels) label.isShown ||= info.masks[label.mask] === map;
+    this.listLabels(progress, info);
+    chooseLabel(this.labels, info.masks, this.labels.find((label) => info.masks[label.mask] === map) ?? null);
+    this.changeParts();
+  }
+
+  /** Show no case. */
+  close() {
+    this.number = -1;
+    this.sections.stop();
+    this.info = null;
   }
 
   /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
@@ -267,8 +304,16 @@ export class Viewer {
 
   /** @param {Plane} plane */
   activate(plane) {
-    if (plane === this.plane) return;
+    if (plane === this.plane && !this.isSolid) return;
     this.plane = plane;
+    this.isSolid = false;
+    this.update();
+  }
+
+  /** Show the 3-D picture large, if there is one. */
+  activateSurface() {
+    if (this.isSolid || this.surface.element.hidden) return;
+    this.isSolid = true;
     this.update();
   }
 
@@ -299,15 +344,8 @@ export class Viewer {
 
   /** Zoom around a place of the section, or its middle. @param {Plane} plane @param {number} factor
    * @param {number} [column] @param {number} [row] */
-  zoom(plane, factor, column = this.views[plane].column, row = this.views[plane].row) {
-    const view = this.views[plane];
-    const zoom = Math.min(ZOOMS.most, Math.max(ZOOMS.least, view.zoom * factor));
-    const ratio = view.zoom / zoom;
-    this.views[plane] = {
-      zoom,
-      column: column + (view.column - column) * ratio,
-      row: row + (view.row - row) * ratio,
-    };
+  zoom(plane, factor, column, row) {
+    this.views[plane] = zoomed(this.views[plane], factor, column, row);
     this.update();
   }
 
@@ -315,9 +353,7 @@ export class Viewer {
   move(plane, columns, rows) {
     if (!this.info) return;
     const size = sectionSize(plane, this.info.shape, this.info.spacing_mm);
-    const view = this.views[plane];
-    view.column = Math.min(size.columns, Math.max(0, view.column + columns));
-    view.row = Math.min(size.rows, Math.max(0, view.row + rows));
+    this.views[plane] = moved(this.views[plane], size, columns, rows);
     this.update();
   }
 
@@ -326,6 +362,7 @@ export class Viewer {
     for (const plane of PLANES) {
       this.views[plane] = wholeView(sectionSize(plane, this.info.shape, this.info.spacing_mm));
     }
+    this.surface.resetView();
     this.update();
   }
 
@@ -386,8 +423,21 @@ export class Viewer {
 
   draw() {
     const { info } = this;
-    byId("panes", HTMLElement).className = `panes ${this.switches.allPlanes ? "all" : "one"} on-${this.plane}`;
+    const { element } = this.surface;
+    const small = element.hidden ? "two-small" : "three-small";
+    byId("panes", HTMLElement).className = `panes ${this.switches.allPlanes ? "all" : "one"} ${small}`;
+    for (const pane of this.panes)
+      pane.element.classList.toggle("is-large", !this.isSolid && pane.plane === this.plane);
+    element.classList.toggle("is-large", this.isSolid);
     if (!info) return;
+    if (element.offsetParent !== null) {
+      this.surface.draw({
+        info,
+        labels: this.switches.masks ? this.labels : [],
+        cursor: this.cursor,
+        crosshair: this.switches.crosshair,
+      });
+    }
     for (const pane of this.panes) {
       if (pane.element.offsetParent === null) continue; // not shown
       pane.draw(this.makeScene(pane.plane, info));
@@ -422,11 +472,9 @@ export class Viewer {
   /** Return a section if it is here; else load it, and those after it.
    * @param {Plane} plane @param {number} index @param {import("./api.js").CaseInfo} info */
   fetchSection(plane, index, info) {
-    const { image, masks } = this.progress ?? { image: null, masks: [] };
+    const image = this.progress?.image;
     if (!image || image.failure || image.first_slice === null) return undefined;
-    if (plane !== "axial" && !(image.is_complete && masks.every((one) => !one || one.is_complete || one.failure))) {
-      return undefined;
-    }
+    if (plane !== "axial" && !image.is_complete) return undefined;
     const most = extent(info.shape, AXES[plane].across);
     const wanted = Array.from({ length: AHEAD + 1 }, (_, step) => index + step * this.direction[plane]);
     const inside = wanted.filter((one) => one >= 0 && one < most);

@@ -11,6 +11,7 @@ from slicemill.ct.formats.dicom.pydicom_files import read_dataset, report_damage
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.drawn_source import Drawing, DrawnSource, Overlap
 from slicemill.ct.formats.dicom_objects.maker import prepare_dicom
+from slicemill.ct.formats.dicom_objects.mask_names import NamedPart
 from slicemill.ct.formats.dicom_objects.rtstruct_mask import RTSTRUCT_CLASS, StructureDrawing
 from slicemill.ct.formats.dicom_objects.seg_mask import LABELMAP_CLASS, SEG_CLASS, SegDrawing
 from slicemill.ct.formats.names import is_scan_name
@@ -73,8 +74,8 @@ def _list_references(dataset: Any) -> References:
     )
 
 
-def list_part_names(location: Location) -> list[str]:
-    """Return the names of the segments of a SEG, or of the structures of an RTSTRUCT, in order.
+def read_part_names(location: Location) -> tuple[NamedPart, ...]:
+    """Return the numbers and names of the segments of a SEG, without its background 0, or of an RTSTRUCT's structures.
 
     Raises
     ------
@@ -86,11 +87,10 @@ def list_part_names(location: Location) -> list[str]:
     with OpenFile(file) as opened:
         dataset = read_dataset(opened, file, pixels=False)
     with report_damage(file):
-        segments = [one for one in dataset.get("SegmentSequence") or [] if int(one.SegmentNumber) != 0]
-        structures = dataset.get("StructureSetROISequence") or []
-        return [str(one.get("SegmentLabel") or "") for one in segments] + [
-            str(one.get("ROIName") or "") for one in structures
-        ]
+        listed = dataset.get("SegmentSequence") or []
+        segments = [(one.SegmentNumber, one.get("SegmentLabel")) for one in listed if int(one.SegmentNumber) != 0]
+        structures = [(one.ROINumber, one.get("ROIName")) for one in dataset.get("StructureSetROISequence") or []]
+        return tuple(NamedPart(int(number), str(name or "")) for number, name in (*segments, *structures))
 
 
 def open_mask(

@@ -1,0 +1,319 @@
+"""The jobs of a server: at most a few at a time; each has a folder and a child process, and leaves nothing behind."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from slicemill.common.errors import InputError
+from slicemill.web.entries import Entry
+from slicemill.web.opened import OpenCase
+from slicemill.web.serve.answers import make_answer
+from slicemill.web.serve.cases import JobVolumes
+from slicemill.web.serve.child import Child
+from slicemill.web.serve.folder import remove
+from slicemill.web.serve.job import Job
+from slicemill.web.serve.limits import THREADS
+from slicemill.web.serve.models import Models
+from slicemill.web.serve.records import (
+    INPUT,
+    LIMITS,
+    RESULTS,
+    ChoicesMessage,
+    ChooseOrder,
+    FailedMessage,
+    FilesMessage,
+    Limits,
+    PrepareOrder,
+    ReadMessage,
+    ScanMessage,
+    SegmentOrder,
+    SlicesMessage,
+    StartRequest,
+    WriteOrder,
+)
+
+SWEEP_SECONDS = 5.0
+ID_BITS = 52
+"""Random bits of a job's number: as many as a number of JavaScript holds. The cookie is what protects a job."""
+NO_THRESHOLD = "This model gives no probabilities of tumor, so its threshold cannot be changed."
+
+
+class BusyError(Exception):
+    """As many scans are kept as may be."""
+
+
+class Jobs:
+    """All jobs, as the cases of the viewer."""
+
+    marks = None
+    entries: Sequence[Entry] = ()
+
+    def __init__(self, models: Models, folder: Path, keep: Path | None = None, limits: Limits = LIMITS) -> None:
+        self.models = models
+        self.limits = limits
+        self._folder = folder
+        self._keep = keep
+        self._jobs: dict[int, Job] = {}
+
+    def find_open(self, number: int) -> OpenCase | None:
+        """Return the case of a job."""
+        job = self._jobs.get(number)
+        if job is None:
+            return None
+        job.touch()
+        return job.case
+
+    def open(self, number: int) -> OpenCase:
+        """Return the case of a job.
+
+        Raises
+        ------
+        IndexError
+            There is no such job, or its scan was not read yet.
+        """
+        case = self.find_open(number)
+        if case is None:
+            raise IndexError("such scan")
+        return case
+
+    def find(self, number: int) -> Job | None:
+        """Return a job."""
+        return self._jobs.get(number)
+
+    def all(self) -> list[Job]:
+        """Return all jobs, the oldest first."""
+        return list(self._jobs.values())
+
+    def count_ahead(self, job: Job) -> int:
+        """Return how many scans are segmented before this one."""
+        if job.status not in ("waiting", "reading"):
+            return 0
+        order = list(self._jobs.values())
+        before = order[: order.index(job)] if job in order else []
+        return sum(one.status in ("reading", "waiting", "segmenting") for one in before)
+
+    async def run(self) -> None:
+        """Load the models, and remove what nobody uses, until this task is cancelled; then remove everything."""
+        loading = asyncio.create_task(self._load())
+        try:
+            while True:
+                await asyncio.sleep(SWEEP_SECONDS)
+                for job in self.all():
+                    if self._is_left(job):
+                        await self.end(job)
+        finally:
+            loading.cancel()
+            for job in self.all():
+                await self.end(job)
+            await self.models.close()
+
+    async def _load(self) -> None:
+        await self.models.load()
+        for job in self.all():
+            self._open_case(job)
+
+    def _is_left(self, job: Job) -> bool:
+        idle = time.monotonic() - job.last_used
+        if job.status == "uploading":
+            return idle > self.limits.stalled_seconds and not job.uploads_open
+        return idle > 60 * self.limits.idle_minutes and (not job.is_active or job.status == "choosing")
+
+    async def create(self) -> Job:
+        """Return a new job, whose child process starts while its files arrive.
+
+        Raises
+        ------
+        BusyError
+            There are as many as may be.
+        OSError
+            No folder or process can be made.
+        """
+        if len(self._jobs) >= self.limits.jobs:
+            raise BusyError
+        number = secrets.randbits(ID_BITS) | 1
+        job = Job(number, self._folder / secrets.token_hex(16))
+        self._jobs[number] = job
+        try:
+            job.folder.mkdir(mode=0o700)
+            job.inputs.mkdir(mode=0o700)
+            job.child = await Child.start("scan_child", str(job.folder), environment=THREADS)
+        except BaseException:
+            await self.end(job)
+            raise
+        return job
+
+    def start(self, job: Job, request: StartRequest) -> None:
+        """Begin the work on a job whose files are all here."""
+        job.request = request
+        job.set_status("reading")
+        job.task = asyncio.create_task(self._work(job))
+
+    async def end(self, job: Job) -> None:
+        """Remove a job with its processes and files."""
+        self._jobs.pop(job.id, None)
+        job.is_ended = True
+        if job.task is not None and job.task is not asyncio.current_task():
+            job.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await job.task
+        if job.child is not None:
+            await job.child.kill()
+        if job.volumes is not None:
+            job.volumes.fail("the scan was removed.")
+        if job.case is not None:
+            job.case.stop()
+        await asyncio.to_thread(remove, job.folder)
+        job.change()
+
+    async def _work(self, job: Job) -> None:
+        """Take a job through its steps. What fails is shown, and leaves no file."""
+        try:
+            await self._read(job)
+            await self._segment(job)
+            await self._write(job)
+        except (InputError, OSError) as error:
+            await self._fail(job, _explain(error))
+
+    async def _read(self, job: Job) -> None:
+        child = _child_of(job)
+        order = PrepareOrder(files=tuple(job.names.files), limits=self.limits, picture=job.request.picture)
+        await child.send(order)
+        while True:
+            message = await child.read()
+            if message.kind == SlicesMessage.__name__:
+                part = message.read(SlicesMessage)
+                if job.volumes is None:
+                    raise InputError("slices came before the header.")
+                job.volumes.image.add(part.z, part.count)
+                job.slices_read += part.count
+                job.change()
+            elif message.kind == ScanMessage.__name__:
+                job.scan = message.read(ScanMessage)
+                job.volumes = JobVolumes(job.folder, job.scan)
+                self._open_case(job)
+                job.change()
+            elif message.kind == ChoicesMessage.__name__:
+                await child.send(ChooseOrder(index=await _ask(job, message.read(ChoicesMessage))))
+            elif message.kind == FailedMessage.__name__:
+                raise InputError(message.read(FailedMessage).reason)
+            else:
+                job.warnings = message.read(ReadMessage).warnings
+                break
+        if job.volumes is None or job.slices_read != job.volumes.image.shape[0]:
+            raise InputError("the scan is incomplete.")
+        job.volumes.image.finish(job.warnings)
+
+    def _open_case(self, job: Job) -> None:
+        """Let the page look at a job, once its header and the model's labels are known."""
+        if job.volumes is None or job.case is not None or self.models.records is None or job.failure:
+            return
+        model = self.models.records[job.request.model]
+        job.case = OpenCase(job.volumes.as_case(model))
+        job.threshold_note = "" if model.gives_probability else NO_THRESHOLD
+        job.change()
+
+    async def _segment(self, job: Job) -> None:
+        scan, volumes = job.scan, job.volumes
+        assert scan is not None  # noqa: S101 (_read made them)
+        assert volumes is not None  # noqa: S101
+        job.set_status("waiting")
+
+        def advance(share: float) -> None:
+            job.share = share
+            job.change()
+
+        order = SegmentOrder(
+            job=job.id,
+            model=job.request.model,
+            folder=str(job.folder),
+            name=scan.name,
+            shape=scan.shape,
+            warnings=job.warnings,
+        )
+        done = await self.models.segment(order, lambda: job.set_status("segmenting"), advance)
+        self._open_case(job)
+        job.share = 1.0
+        job.answer = make_answer(done.report, scan)
+        volumes.label.add_all()
+        if done.has_probability:
+            volumes.probability.add_all()
+        else:
+            volumes.probability.fail("the model gave no probabilities for this scan.")
+
+    async def _write(self, job: Job) -> None:
+        job.set_status("writing")
+        child, models = _child_of(job), self.models.records
+        await child.send(WriteOrder(model_sha256=models[job.request.model].sha256 if models else ""))
+        message = await child.read()
+        if message.kind == FailedMessage.__name__:
+            raise InputError(message.read(FailedMessage).reason)
+        done = message.read(FilesMessage)
+        job.files = tuple(file for file in done.files if _is_name(file.name))
+        job.missing = done.missing
+        await child.kill()
+        await asyncio.to_thread(remove, job.folder / INPUT)
+        if self._keep is not None:
+            await asyncio.to_thread(keep_results, job.folder / RESULTS, self._keep)
+        job.touch()
+        job.set_status("done")
+
+    async def _fail(self, job: Job, reason: str) -> None:
+        """End the work on a job: the answer is shown if there is one, with what is missing."""
+        if job.child is not None:
+            await job.child.kill()
+        if job.answer is not None:
+            job.missing = (f"The files could not be written: {reason}",)
+            await asyncio.to_thread(remove, job.folder / INPUT)
+            job.set_status("done")
+            return
+        job.failure = reason
+        if job.volumes is not None:
+            job.volumes.fail(reason)
+        if job.case is not None:
+            job.case.stop()
+            job.case = None
+        await asyncio.to_thread(remove, job.folder)
+        job.set_status("failed")
+
+
+def keep_results(results: Path, keep: Path) -> Path:
+    """Copy the results of a job into a new folder of `keep`, named by the time, and return it."""
+    start = time.strftime("%Y-%m-%d-%H%M%S")
+    for number in range(1, 1000):
+        target = keep / (start if number == 1 else f"{start}-{number}")
+        with contextlib.suppress(FileExistsError):
+            shutil.copytree(results, target)
+            return target
+    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(keep))
+
+
+def _child_of(job: Job) -> Child:
+    if job.child is None:
+        raise InputError("the process of the scan has ended.")
+    return job.child
+
+
+async def _ask(job: Job, found: ChoicesMessage) -> int:
+    """Let the user choose a scan."""
+    job.choices = found.choices
+    job.chosen = asyncio.get_running_loop().create_future()
+    job.set_status("choosing")
+    index = await job.chosen
+    job.set_status("reading")
+    return index
+
+
+def _is_name(name: str) -> bool:
+    return "/" not in name and not name.startswith(".")
+
+
+def _explain(error: InputError | OSError) -> str:
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}."
+    return str(error)

@@ -1,0 +1,179 @@
+"""The long-lived child process of the models: takes scans as plain voxels, and writes their labels.
+
+Run as ``python -m slicemill.web.serve.model_child PROVIDER MODEL...``. It never reads a byte that was uploaded: the
+child of a job has made int16 and a header of its own from them.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from slicemill.common.documents import to_document
+from slicemill.common.errors import InputError
+from slicemill.common.failures import explain_failure
+from slicemill.common.files import write_json
+from slicemill.ct.formats.nifti.header import parse_grid
+from slicemill.infer.inputs.jobs import LoadedScan
+from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.runtime.providers import Provider
+from slicemill.infer.single import count_units, segment
+from slicemill.web.serve.messages import Channel, Message
+from slicemill.web.serve.records import (
+    HEADER,
+    IMAGE,
+    LABEL,
+    PROBABILITY,
+    REPORT,
+    RESULTS,
+    CancelOrder,
+    FailedMessage,
+    LabeledMessage,
+    ModelRecord,
+    ModelsMessage,
+    SegmentedMessage,
+    SegmentOrder,
+)
+
+REPORT_SECONDS = 0.1
+"""Time between two messages about progress."""
+
+
+class CanceledError(Exception):
+    """Nobody wants the result any more."""
+
+
+class Orders:
+    """The orders: scans in their turn, cancellations at once. Called from several threads."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting: deque[SegmentOrder] = deque()
+        self._canceled: set[int] = set()
+        self._lock = threading.Lock()
+
+    def next(self) -> SegmentOrder:
+        """Wait for the next scan."""
+        while True:
+            with self._lock:
+                self._drain()
+                if self._waiting:
+                    return self._waiting.popleft()
+            message = self._channel.orders.get()
+            with self._lock:
+                self._take(message)
+
+    def is_canceled(self, job: int) -> bool:
+        """Return whether a job was canceled."""
+        with self._lock:
+            self._drain()
+            return job in self._canceled
+
+    def _drain(self) -> None:
+        while not self._channel.orders.empty():
+            self._take(self._channel.orders.get())
+
+    def _take(self, message: Message) -> None:
+        if message.kind == CancelOrder.__name__:
+            self._canceled.add(message.read(CancelOrder).job)
+        else:
+            self._waiting.append(message.read(SegmentOrder))
+
+
+class Progress:
+    """Tells how much of a scan is labeled, and ends the work on one that was canceled."""
+
+    def __init__(self, channel: Channel, orders: Orders, job: int, total: int) -> None:
+        self._channel, self._orders, self._job, self._total = channel, orders, job, total
+        self._done, self._told = 0, 0.0
+
+    def advance(self, count: int) -> None:
+        """Count slices that were labeled.
+
+        Raises
+        ------
+        CanceledError
+            The job was canceled.
+        """
+        if self._orders.is_canceled(self._job):
+            raise CanceledError
+        self._done += count
+        if time.monotonic() - self._told > REPORT_SECONDS:
+            self._told = time.monotonic()
+            self._channel.send(LabeledMessage(job=self._job, share=min(1.0, self._done / self._total)))
+
+
+def main() -> None:
+    """Load the models, and label scans until the server ends."""
+    provider, paths = sys.argv[1], sys.argv[2:]
+    channel = Channel()
+    try:
+        models = [open_model(Path(path), _provider(provider)) for path in paths]
+    except Exception as error:  # noqa: BLE001 (the page shows it)
+        channel.send(FailedMessage(reason=explain_failure(error, "the model").reason))
+        return
+    channel.send(ModelsMessage(models=tuple(map(describe_model, models))))
+    orders = Orders(channel)
+    while True:
+        order = orders.next()
+        if orders.is_canceled(order.job):
+            continue
+        try:
+            channel.send(_segment(models[order.model], order, channel, orders))
+        except CanceledError:
+            continue
+        except Exception as error:  # noqa: BLE001 (any error fails one job)
+            reason = explain_failure(error, order.name).reason.replace(f"{order.folder}/", "")
+            channel.send(FailedMessage(job=order.job, reason=reason))
+
+
+def _provider(name: str) -> Provider:
+    known: tuple[Provider, ...] = ("auto", "cpu", "cuda", "tensorrt", "openvino")
+    found = next((one for one in known if one == name), None)
+    if found is None:
+        raise InputError(f"{name!r} is no provider.")
+    return found
+
+
+def describe_model(model: Model) -> ModelRecord:
+    """Return what the page shows of a model."""
+    info, card = model.info, model.info.card
+    return ModelRecord(
+        name=info.name,
+        sha256=info.sha256,
+        labels=card.labels,
+        organ=card.organ,
+        tumor=card.tumor,
+        size=info.size,
+        context=card.context,
+        spacing_mm=card.spacing_mm,
+        license=card.license,
+        training=dict(card.training) if card.training else None,
+        gives_probability=card.tumor is not None and (info.gives_tumor or info.gives_probability),
+        provider=model.provider,
+    )
+
+
+def _segment(model: Model, order: SegmentOrder, channel: Channel, orders: Orders) -> SegmentedMessage:
+    folder = Path(order.folder)
+    grid = parse_grid((folder / HEADER).read_bytes())
+    volume = np.fromfile(folder / IMAGE, dtype="<i2").reshape(order.shape)
+    if grid.stored_shape != order.shape:
+        raise InputError("its header and its voxels have different shapes.", where=order.name)
+    loaded = LoadedScan(volume=volume, grid=grid, header=b"", warnings=order.warnings)
+    progress = Progress(channel, orders, order.job, count_units(model, grid))
+    segmentation, report = segment(model, loaded, "segmentation.nii.gz", progress.advance)
+    (folder / RESULTS).mkdir(mode=0o700)
+    document = to_document(report)
+    write_json(folder / RESULTS / REPORT, document)
+    if segmentation.tumor_probability is not None:
+        segmentation.tumor_probability.tofile(folder / PROBABILITY)
+    segmentation.label.tofile(folder / LABEL)
+    return SegmentedMessage(job=order.job, report=document, has_probability=segmentation.tumor_probability is not None)
+
+
+if __name__ == "__main__":
+    main()
