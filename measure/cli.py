@@ -72,6 +72,7 @@ def evaluate(
             callback=require_finite,
             rich_help_panel=OUTPUT,
             help="MiB of slices in the page of each case; 0 for no pages.",
+            min=0,
         ),
     ] = VIEWER_MB,
     json: Json = False,
@@ -288,7 +289,10 @@ def measure(
     viewer_mb: Annotated[
         float,
         typer.Option(
-            callback=require_finite, rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for none."
+            callback=require_finite,
+            rich_help_panel=OUTPUT,
+            help="MiB of slices in the page of each case; 0 for none.",
+            min=0,
         ),
     ] = VIEWER_MB,
     json: Json = False,

@@ -11,6 +11,7 @@ from slicemill.ct.mask_files import open_mask_file, read_scan_grid, turn_series
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
+from slicemill.measure.inputs.label_names import check_stored_names
 from slicemill.measure.inputs.masks import check_values
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
@@ -110,6 +111,7 @@ def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:
     labels = job.labels or case.info.labels
     if case.label is None or labels is None:
         raise LabelError(f"{job.mask}: case {case_id} has no mask; choose a case with a mask.")
+    check_stored_names(case, labels)
     label = case.label[:]
     check_values(label, labels, f"{job.mask}: {case_id}")
     mask, image = (
