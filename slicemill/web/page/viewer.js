@@ -151,7 +151,6 @@ export class Viewer {
     this.listLabels(progress, info);
     this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
     void this.loadParts();
-    this.surface.load(this.labels, progress.masks); // after the table, which is wanted first
     this.showReading(progress, info);
     this.update();
   }
@@ -431,9 +430,14 @@ export class Viewer {
     element.classList.toggle("is-large", this.isSolid);
     if (!info) return;
     if (element.offsetParent !== null) {
+      // what reaches a threshold is not shown in 3-D: it changes while a hand moves
+      const labels = this.labels.filter((label) => label.isShown && !info.masks[label.mask].threshold);
+      const masks = this.progress?.masks ?? [];
+      this.surface.load(labels, masks);
       this.surface.draw({
         info,
-        labels: this.switches.masks ? this.labels : [],
+        labels: this.switches.masks ? labels : [],
+        isReading: !this.progress || masks.some((mask) => mask && !mask.is_complete && !mask.failure),
         cursor: this.cursor,
         crosshair: this.switches.crosshair,
       });
