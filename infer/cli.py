@@ -79,7 +79,15 @@ def tune(
     all scans again, and TensorRT builds a new engine.
 
         slicemill tune liver.onnx store/ --split run/split.json
+
+    Of a classifier of candidates, the thresholds for 1 and 4 false alarms a scan are chosen, on the candidates of the
+    store.
+
+        slicemill tune classifier.onnx store/ --split runs/nodules/split.json
     """
+    if _is_classifier(model):
+        _tune_classifier(model, store, split, provider, dry_run=dry_run, json=json)
+        return
     from slicemill.common.progress import progress
     from slicemill.infer import tune as rules
     from slicemill.infer.network.model import open_model
@@ -122,6 +130,49 @@ def tune(
                 "written": [str(path) for path in files] if is_written else [],
             }
         )
+
+
+def _is_classifier(path: Path) -> bool:
+    """Return whether a file is a model of kind `crops`."""
+    from slicemill.common.files import parse_json, read_file
+    from slicemill.infer.runtime.onnx_file import read_metadata
+    from slicemill.store.crop_card import is_crop_metadata
+    from slicemill.store.model_card import METADATA_KEY
+
+    try:
+        return is_crop_metadata(parse_json(read_metadata(read_file(path), METADATA_KEY) or "{}"))
+    except (OSError, ValueError):  # opening the model explains it
+        return False
+
+
+def _tune_classifier(
+    model: Path, store: str, split: Path | None, provider: ProviderName, *, dry_run: bool, json: bool
+) -> None:
+    """Choose the thresholds of a classifier, and write them into its file."""
+    from dataclasses import asdict
+
+    from slicemill.common.progress import progress
+    from slicemill.infer import tune_classifier as thresholds
+    from slicemill.infer.network.classifier import open_classifier
+    from slicemill.store.reader import open_store
+
+    opened = open_classifier(model, provider)
+    cases = thresholds.choose_judged_cases(open_store(store), split)
+    with progress("tune", len(cases), "cases") as advance:
+        chosen = thresholds.choose_thresholds(opened, cases, lambda case_id: advance(1, case_id))
+    print_line(f"{count_noun(len(cases), 'case')} of {store}")
+    rows = [
+        (one.rate, f"{one.threshold:.4f}", f"{one.false_alarms:.2f}", f"{one.detected} of {one.nodules}")
+        for one in chosen
+    ]
+    print_lines(format_table(["false alarms a scan, at most", "threshold", "false alarms a scan", "nodules"], rows))
+    if not dry_run:
+        thresholds.write_thresholds(opened, chosen)
+    print_line("nothing was written (--dry-run)" if dry_run else f"written: {model}")
+    if json:
+        written = [] if dry_run else [str(model)]
+        cases_used = [case.case_id for case in cases]
+        print_json({"cases": cases_used, "thresholds": [asdict(one) for one in chosen], "written": written})
 
 
 def _format_dice(dice: float) -> str:

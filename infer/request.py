@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from slicemill.common.left_out import LeftOut
     from slicemill.ct.formats.dicom_objects.options import DicomOptions
     from slicemill.infer.inputs.jobs import Job
+    from slicemill.infer.network.classifier import Classifier
     from slicemill.infer.network.model import Model
     from slicemill.infer.run.options import InferOptions
     from slicemill.infer.run.summary import Summary
@@ -34,7 +35,7 @@ _common, _input, _output, _network, _machine, _rerun = (
 FROM_0: dict[str, Any] = {"min": 0}
 FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
 
-ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
+ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export, or NAME.nodules.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (NIfTI, MetaImage, NRRD), folders, quoted patterns, slice stores; paths or URLs."),
@@ -56,6 +57,9 @@ class InferRequest:
     window: Annotated[str | None, _input("LOW,HIGH: HU of black and white in PNG or JPEG inputs.")] = None
     strict: Annotated[bool, _input("Refuse scans with a warning, like a lost header.", "--strict")] = False
     out: Annotated[Path | None, _common("Folder for results; default: FOLDER-MODEL next to the scans' folder.")] = None
+    classifier: Annotated[
+        Path | None, _network("Judge the segmentation's candidates with this model; writes candidates.csv and .json.")
+    ] = None
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
@@ -144,7 +148,8 @@ class InferRequest:
             separate=self.separate,
             strict=self.strict,
             dicom=self.dicom,
-            z_range=self.z_range,
+            z_range=self.z_range if self.opened_classifier is None else "all",  # candidates may lie anywhere
+            classifier_sha256="" if self.opened_classifier is None else self.opened_classifier.sha256,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,
@@ -154,6 +159,13 @@ class InferRequest:
             part="" if self.shard_of is None else "-{}-of-{}".format(*self.shard_of),
         )
 
+    @cached_property
+    def opened_classifier(self) -> "Classifier | None":
+        """Return the classifier, opened; None without one."""
+        from slicemill.infer.network.nodules import open_judge
+
+        return open_judge(self.model, self.classifier, self.provider, parse_devices(self.devices)[0])
+
     def check(self) -> None:
         """Check that each option is valid and that the options can be combined.
 
@@ -162,8 +174,11 @@ class InferRequest:
         UsageError
             An option is not valid, or two cannot be combined.
         """
+        from slicemill.infer.network.nodules import has_classifier
         from slicemill.infer.runtime.capacity import HOSTS
 
+        if has_classifier(self.model, self.classifier):
+            self._check_classifier()
         devices = self.options.devices
         if self.provider in HOSTS and devices != (0,):
             numbers = ",".join(map(str, devices))
@@ -172,6 +187,17 @@ class InferRequest:
             raise UsageError("pass scans, folders, patterns or stores, or a --list of them; or use --watch FOLDER.")
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
             raise UsageError("--watch cannot be combined with --scheduler, --shard, --dry-run or --window.")
+
+    def _check_classifier(self) -> None:
+        """Check the options that cannot be combined with a classifier."""
+        if self.scheduler or self.watch is not None:
+            raise UsageError(
+                "--classifier: cannot be combined with --scheduler or --watch; use --shard on each machine."
+            )
+        if self.provider == "tensorrt":
+            raise UsageError("--classifier: takes int16, a type that TensorRT does not have; use --provider cuda.")
+        if self.z_range == "organ":
+            raise UsageError("--classifier: candidates may lie in every slice; omit --range.")
 
     def find_jobs(self) -> "tuple[list[Job], list[LeftOut]]":
         """Return the jobs of this shard, and its share of the files that are left out.
@@ -210,11 +236,12 @@ class InferRequest:
             The provider does not run here.
         """
         from slicemill.infer.network.model import find_provider_file, open_model
+        from slicemill.infer.network.nodules import open_segmentation
 
         batch = self.options.batch
         if self.scheduler:
             return open_model(find_provider_file(self.model, self.provider), "cpu", batch=batch)
-        return open_model(self.model, self.provider, self.options.devices[0], batch)
+        return open_segmentation(self.model, self.provider, self.options.devices[0], batch)
 
     def run(self, opened: "Model", jobs: "Sequence[Job]", left_out: "Sequence[LeftOut]") -> "Summary":
         """Segment scans that arrive in a folder, or on a cluster, or here."""
@@ -232,7 +259,7 @@ class InferRequest:
             return infer_on(self.scheduler, opened, self.provider, jobs, RunLedger(out, opened, options), left_out)
         from slicemill.infer.run.pipeline import infer
 
-        return infer(opened, jobs, out, options, left_out)
+        return infer(opened, jobs, out, options, left_out, self.opened_classifier)
 
 
 def default_output(inputs: Sequence[str], model: Path) -> Path:

@@ -16,8 +16,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
-from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask
-from slicemill.ct.formats.nrrd.header import check_segments
+from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, Slab, slab_depth
 from slicemill.ingest.discover import CaseFiles
@@ -78,12 +77,8 @@ def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Param
         return ScanReader(mask, "mask", uneven=params.uneven)
     if case.structures:
         return StructureReader(mask, case.structures, params.overlap)
-    if is_mask_object(mask):
-        source = open_mask(mask, image.grid, image.series, params.labels, params.overlap)
-        return ScanReader(mask, "mask", source=source)
-    if params.labels is not None:
-        check_segments(mask, params.labels)
-    return ScanReader(mask, "mask", uneven=params.uneven)
+    scan = ScanGrid(grid=image.grid, series=image.series)
+    return open_mask_file(mask, scan, params.labels, overlap=params.overlap, uneven=params.uneven)
 
 
 @dataclass(frozen=True, slots=True)

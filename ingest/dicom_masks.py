@@ -1,7 +1,7 @@
-"""Masks in DICOM SEG and RTSTRUCT: paired with the series that they refer to, whatever their names."""
+"""Masks of DICOM series: SEG and RTSTRUCT, paired by what they refer to, and folders of PNG slices beside a series."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +12,8 @@ from slicemill.ct.formats.dicom.lookup import find_series
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.open_mask import References, is_mask_object, read_references
 from slicemill.ct.formats.open import is_dicom
+from slicemill.ct.formats.png_slices import is_png_folder
+from slicemill.ct.name_words import folder_role
 from slicemill.ct.naming import is_below
 from slicemill.ingest.globs import fits_below
 
@@ -88,6 +90,8 @@ def find_dicom_masks(
                 left_out.append((path, reason))
             else:
                 masks[found].append(path)
+    for folder, reason in _pair_png_folders(series, use, masks):
+        left_out.append((folder, reason))
     for location, some in masks.items():
         if len(some) > 1:
             names = ", ".join(one.name for one in some[:SHOWN])
@@ -95,6 +99,39 @@ def find_dicom_masks(
                 f"{len(some)} masks refer to this series ({names}); choose one with --mask PATTERN.", where=location
             )
     return DicomMasks(pairs={location: some[0] for location, some in masks.items()}, left_out=tuple(left_out))
+
+
+def _pair_png_folders(
+    series: Mapping[Location, FoundSeries], use: MaskUse, masks: dict[Location, list[Location]]
+) -> Iterator[tuple[Path, str]]:
+    """Add the folders of PNG slices that are named like masks, beside the folder of one series or in it, to `masks`.
+
+    Yields those that are not used, with the reason.
+    """
+    around: dict[Path, list[Location]] = defaultdict(list)
+    for location in series:
+        home = location if location.is_dir() else location.parent
+        if isinstance(home, Path):
+            around[home].append(location)
+            if home != use.root:
+                around[home.parent].append(location)
+    near = {folder: some for parent, some in around.items() for folder in _list_mask_folders(parent)}
+    for folder, some in near.items():
+        if excluded := use.explain_unused(folder):
+            yield folder, excluded
+        elif len(some) > 1:
+            yield folder, f"PNG slices of a mask that could belong to {len(some)} series"
+        else:
+            masks[some[0]].append(folder)
+
+
+def _list_mask_folders(parent: Path) -> list[Path]:
+    """Return the folders of PNG files in a folder whose names say mask, like ``Ground``."""
+    try:
+        folders = [path for path in parent.iterdir() if folder_role(path.name) == "mask" and not path.is_symlink()]
+    except OSError:  # `find_unsearched_folders` names it
+        return []
+    return sorted(path for path in folders if is_png_folder(path))
 
 
 def _find_partner(path: Location, series: Mapping[Location, FoundSeries]) -> tuple[Location | None, str]:

@@ -19,8 +19,9 @@ from slicemill.ct.geometry import Grid, voxel_to_mm
 from slicemill.ct.labels import IGNORE, Labels, make_labels
 from slicemill.ct.nodule_mask import Box, box_around, box_distances, make_nodule_mask, nodule_box
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point, is_inside, mm_to_voxel
-from slicemill.ingest.point_tables import CasePoints, PointRow
+from slicemill.ingest.point_tables import UNKNOWN, CasePoints, PointRow
 from slicemill.store.case import LeftOutPoint, PointTable
+from slicemill.store.point_tables import compare_candidates
 
 LUNG, NODULE, LEFT_OUT = 1, 2, 3
 """Label values; `point_labels` names them."""
@@ -196,7 +197,7 @@ class PointSegmentation:
     def __init__(self, found: FoundPoints, candidates: Floats | None, grid: Grid) -> None:
         self._found = found
         self._shape = grid.stored_shape
-        self._rows = np.empty((0, 5)) if candidates is None else candidates
+        self._rows = np.empty((0, 5)) if candidates is None else settle_classes(candidates, found.points)
         self._has_candidates = candidates is not None
         places = mm_to_voxel(grid.affine_lps, self._rows[:, :3])
         self._inside = is_inside(self._shape, places)
@@ -255,6 +256,16 @@ class PointSegmentation:
             return []
         reason = "1 candidate lies" if len(outside) == 1 else f"{len(outside):,} candidates lie, the first of them,"
         return [LeftOutPoint(table="candidates", line=int(outside[0, 4]), reason=f"{reason} outside of the scan")]
+
+
+def settle_classes(rows: Floats, points: Sequence[Point]) -> Floats:
+    """Return candidates float64[n, 5], `CANDIDATE_COLUMNS`, in which each UNKNOWN class is 1 in a nodule, else 0."""
+    unknown = rows[:, 3] == UNKNOWN
+    if not unknown.any():
+        return rows
+    settled = rows.copy()
+    settled[:, 3] = np.where(unknown, compare_candidates(rows, points).in_nodule, rows[:, 3])
+    return settled
 
 
 _OTHER, _LUNG, _ODD = range(3)

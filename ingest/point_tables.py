@@ -37,6 +37,8 @@ IDENTIFYING = re.compile(r"patient|person|name|birth|date|time|accession|mrn|uid
 """Columns that may identify a person, even if they have numbers."""
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 Floats = npt.NDArray[np.float64]
+UNKNOWN = -1.0
+"""Class of a candidate whose table has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,16 +206,19 @@ def _find_names(path: Location, row: Row) -> tuple[str, ...]:
 def read_candidates(path: Location) -> CandidateList:
     """Read a table of candidates with the column class, 1 (nodule) or 0, row by row.
 
+    Where a column probability takes its place, as in what `slicemill infer --classifier` writes, each class is UNKNOWN:
+    the nodules decide it (`slicemill.ingest.point_masks`).
+
     Raises
     ------
     InputError
-        As `read_points`; or a class is neither 0 nor 1.
+        As `read_points`; or a class is neither 0 nor 1, or there is neither class nor probability.
     """
     numbers: dict[tuple[str, ...], int] = {}
     scan, values = array("q"), array("d")
     with progress("read candidates", path.stat().st_size / 1e6, "MB") as advance:
         rows = iterate_table(
-            path, required=(*POSITION, "class"), optional=NAMES, keeps_further=True,
+            path, required=POSITION, optional=(*NAMES, "class", "probability"), keeps_further=True,
             advance=lambda characters: advance(characters / 1e6, ""),
         )  # fmt: skip
         for row in rows:
@@ -229,12 +234,18 @@ def read_candidates(path: Location) -> CandidateList:
 
 
 def _parse_candidate(path: Location, row: Row) -> tuple[float, float, float, float, float]:
+    if "class" not in row.cells and "probability" not in row.cells:
+        raise InputError(f"{path}: must have the column class, 1 or 0, or the column probability of found candidates.")
+    columns = (*POSITION, "class") if "class" in row.cells else POSITION
     try:
-        x, y, z, kind = (row.number(name) for name in (*POSITION, "class"))
+        x, y, z, *kinds = (row.number(name) for name in columns)
     except ValueError:
-        texts = [row.cells[name] for name in (*POSITION, "class")]
+        texts = [row.cells[name] for name in columns]
         raise InputError(f"{path}, line {row.line}: must have numbers in coordX to class; it has {texts}.") from None
-    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)) or kind not in (0, 1):
+    kind = kinds[0] if kinds else UNKNOWN
+    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)) or kind not in (
+        (0, 1) if kinds else (UNKNOWN,)
+    ):
         raise InputError(
             f"{path}, line {row.line}: must have finite positions and the class 0 or 1; it has {x:g}, {y:g}, {z:g} "
             f"and the class {kind:g}."

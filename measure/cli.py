@@ -46,7 +46,7 @@ def evaluate(
     references: Annotated[
         Path, typer.Argument(help="Folder of reference masks, or a slice store; scans are used for the pictures.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures and error pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables, figures, error pictures and pages.")] = None,
     labels: LabelNames = None,
     mode: Annotated[
         Literal["corrected", "official"],
@@ -66,6 +66,9 @@ def evaluate(
         typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
+    viewer_mb: Annotated[
+        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for no pages.")
+    ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
@@ -88,6 +91,7 @@ def evaluate(
         mode=mode,
         tolerance_mm=tolerance_mm,
         workers=workers,
+        viewer_mb=viewer_mb,
     )
     other_request = replace(request, predictions=against, out=None) if against else None  # checks that it exists
     evaluation = request.run()

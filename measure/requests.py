@@ -9,9 +9,9 @@ from slicemill.common.files import write_bytes
 from slicemill.common.machine import count_workers
 from slicemill.ct.formats.dicom_objects.options import DicomOptions, Holes, SegmentationType, make_options
 from slicemill.ct.labels import Labels, choose_labels
-from slicemill.ct.page_options import MOST_VIEWER_MB, VIEWER_MB
+from slicemill.ct.page_options import VIEWER_MB, check_viewer_mb
 from slicemill.measure.evaluation.detection import Mode
-from slicemill.measure.evaluation.evaluate import Evaluation, evaluate
+from slicemill.measure.evaluation.evaluate import ErrorPages, Evaluation, evaluate
 from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.score import TOLERANCE_MM
 from slicemill.measure.lesions.dicom_results import require_dicom_scans
@@ -41,6 +41,8 @@ class EvaluateRequest:
     """Tolerance of the surface Dice, mm."""
     workers: int = 1
     """Worker processes, each with one case in memory; 0: one per core."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in the page of each case; 0 for no pages."""
 
     def __post_init__(self) -> None:
         """Check that there are predictions and workers.
@@ -53,6 +55,7 @@ class EvaluateRequest:
         if not self.predictions.exists():
             raise ConfigError(f"{self.predictions}: there is no such file or folder.")
         _check_workers(self.workers)
+        check_viewer_mb(self.viewer_mb)
 
     def run(self) -> Evaluation:
         """Score every prediction against its reference, and write the results if there is a folder for them.
@@ -66,7 +69,7 @@ class EvaluateRequest:
         evaluation = evaluate(
             self.predictions,
             self.references,
-            self.out,
+            None if self.out is None else ErrorPages(folder=self.out, viewer_mb=self.viewer_mb),
             choose_labels(self.labels),
             mode=self.mode,
             tolerance_mm=self.tolerance_mm,
@@ -143,8 +146,7 @@ class MeasureRequest:
             if self.out.resolve() == (path if path.is_dir() else path.parent).resolve():
                 raise ConfigError(f"--out {self.out}: is the folder of the input {path}; choose another folder.")
         _check_workers(self.workers)
-        if not 0 <= self.viewer_mb <= MOST_VIEWER_MB:
-            raise ConfigError(f"--viewer-mb {self.viewer_mb:g}: must be from 0 to {MOST_VIEWER_MB}.")
+        check_viewer_mb(self.viewer_mb)
 
     def make_dicom_options(self) -> DicomOptions:
         """Return which DICOM results are written.

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from slicemill.common.errors import UsageError
 from slicemill.common.options import Json, require_finite
 from slicemill.common.terminal import print_always, print_json, print_line, print_lines
 
@@ -42,25 +43,80 @@ def info(
 
 
 def phantom(
-    folder: Annotated[Path, typer.Argument(help="Folder to write volume-N and segmentation-N into.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the collection into.")],
     cases: Annotated[int, typer.Option(help="Number of scans.", min=1)] = 12,
-    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32, max=1024)] = 128,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Pixels along a slice's side; 128 by default, 256 with --lungs.", min=32, max=1024),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same scans.", min=0)] = 0,
     trunk: Annotated[
         bool, typer.Option("--trunk", help="From hips to shoulders: the liver in about a third of the slices.")
     ] = False,
+    lungs: Annotated[
+        bool,
+        typer.Option("--lungs", help="Chests with lung nodules in the form of LUNA16: scans, lungs, annotations.csv."),
+    ] = False,
+    insert_into: Annotated[
+        Path | None, typer.Option(help="With --lungs: put nodules into this real chest CT instead of synthetic ones.")
+    ] = None,
+    lungs_mask: Annotated[Path | None, typer.Option(help="Mask of the lungs of --insert-into, on its grid.")] = None,
 ) -> None:
-    """Make a collection of synthetic abdominal CTs with liver and tumors, named as in LiTS, in many orientations.
+    """Make a collection of synthetic CTs: abdomens with liver and tumors, named as in LiTS, or chests with nodules.
 
     slicemill phantom phantoms/ --cases 12
+    slicemill phantom chests/ --lungs --cases 12
+    slicemill phantom inserted/ --lungs --insert-into ct.mha --lungs-mask lungs.mha
     """
+    if lungs and trunk:
+        raise UsageError("--trunk and --lungs are different collections. Pass one of them.")
+    if (insert_into is None) != (lungs_mask is None):
+        raise UsageError("--insert-into and --lungs-mask belong together. Pass both.")
+    if insert_into is not None and lungs_mask is not None:
+        if not lungs or size is not None:
+            raise UsageError("--insert-into needs --lungs, and takes the size of the scan: pass no --size.")
+        _write_inserted(folder, cases, seed, insert_into, lungs_mask)
+        return
+    if lungs:
+        _write_chests(folder, cases, size, seed)
+        return
     from slicemill.common.progress import progress
     from slicemill.ct.phantom import write_collection
 
     with progress("phantoms", cases, "cases") as advance:
-        for image, _ in write_collection(folder, cases=cases, size=size, seed=seed, trunk=trunk):
+        for image, _ in write_collection(folder, cases=cases, size=size or 128, seed=seed, trunk=trunk):
             advance(1, image.name)
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
+
+
+def _write_chests(folder: Path, cases: int, size: int | None, seed: int) -> None:
+    """Write chests with lung nodules."""
+    from slicemill.common.progress import progress
+    from slicemill.ct.chest.collection import ChestSettings, write_chests
+    from slicemill.ct.chest.spec import DEFAULT_SIZE, FIELD_MM, SMALLEST_SIZE
+
+    size = size or DEFAULT_SIZE
+    if size < SMALLEST_SIZE:
+        raise UsageError(
+            f"--size must be at least {SMALLEST_SIZE} with --lungs; it is {size}: "
+            f"at {FIELD_MM / size:.1f} mm a pixel the smallest nodules do not show."
+        )
+    with progress("chests", cases, "cases") as advance:
+        for name in write_chests(folder, ChestSettings(seed=seed, size=size), cases):
+            advance(1, name)
+    print_line(f"{cases} synthetic chest CTs with masks of lungs and nodules, and annotations.csv: {folder}")
+
+
+def _write_inserted(folder: Path, cases: int, seed: int, scan: Path, mask: Path) -> None:
+    """Write copies of a scan with nodules put into them."""
+    from slicemill.common.progress import progress
+    from slicemill.ct.chest.inserted import read_real_chest, write_inserted
+
+    real = read_real_chest(scan, mask)
+    with progress("nodules", cases, "scans") as advance:
+        for name in write_inserted(folder, real, seed, cases):
+            advance(1, name)
+    print_line(f"{cases} copies of {scan.name} with nodules put in, and annotations.csv: {folder}")
 
 
 def demo(

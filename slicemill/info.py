@@ -10,7 +10,7 @@ from typing import Literal
 
 from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError, ModelError
-from slicemill.common.files import Location, read_file, read_json
+from slicemill.common.files import Location, parse_json, read_file, read_json
 from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 from slicemill.ct.formats.open import is_dicom, mark_files, open_source
@@ -18,9 +18,11 @@ from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
 from slicemill.infer.runtime.onnx_file import read_metadata
+from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
 from slicemill.train.config import Config, read_config
+from slicemill.train.crops.settings import CropConfig, read_crop_config
 
 CONFIG, MODEL, METRICS = "config.toml", "model.json", "metrics.csv"
 """Files of a run folder, as in `slicemill.train.run.setup`, whose import takes seconds."""
@@ -58,8 +60,8 @@ class ModelSummary:
     kind: Literal["model"] = "model"
     path: str
     bytes: int
-    card: ModelCard | None
-    """slicemill's metadata; None for a network from elsewhere."""
+    card: ModelCard | CropCard | None
+    """slicemill's metadata, of a segmentation model or of a classifier; None for a network from elsewhere."""
     description: str | None
     """The TOML that describes a network from elsewhere; None if there is none."""
     description_labels: dict[str, int] | None
@@ -78,6 +80,28 @@ class TrainedOn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropTrainedOn:
+    """What ``model.json`` of a training of a classifier says."""
+
+    store: str
+    malignancy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropRunSummary:
+    """A folder of a training of a classifier."""
+
+    kind: Literal["crop run"] = "crop run"
+    path: str
+    store: str
+    malignancy: bool
+    config: CropConfig
+    epochs_done: int
+    best_epoch: int | None
+    best_validation_auc: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """A folder of a training run."""
 
@@ -90,7 +114,7 @@ class RunSummary:
     best_validation_dice: float | None
 
 
-Summary = ScanSummary | ModelSummary | RunSummary
+Summary = ScanSummary | ModelSummary | RunSummary | CropRunSummary
 
 
 def summarize(path: Location) -> Summary:
@@ -166,13 +190,45 @@ def summarize_model(path: Path) -> ModelSummary:
     return ModelSummary(
         path=str(path),
         bytes=len(content),
-        card=None if text is None else decode_metadata(text, str(path)),
+        card=None if text is None else decode_card(text, str(path)),
         description=None if described is None else str(described),
         description_labels=None if described is None else dict(read_description(described)[1].values),
     )
 
 
-def summarize_run(run: Path) -> RunSummary:
+def decode_card(text: str, where: str) -> ModelCard | CropCard:
+    """Parse the metadata of a model of either kind.
+
+    Raises
+    ------
+    ModelError
+        They are damaged, or of a contract that this version does not support.
+    """
+    try:
+        is_crops = is_crop_metadata(parse_json(text))
+    except ValueError:  # the decoder explains it
+        is_crops = False
+    return decode_crop_metadata(text, where) if is_crops else decode_metadata(text, where)
+
+
+def read_scores(run: Path, column: str) -> dict[int, float]:
+    """Return a column of a run's metrics by epoch.
+
+    Raises
+    ------
+    ConfigError
+        The file is damaged.
+    """
+    if not (run / METRICS).is_file():
+        return {}
+    try:
+        with (run / METRICS).open(encoding="utf-8", newline="") as file:
+            return {int(row["epoch"]): float(row[column]) for row in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
+
+
+def summarize_run(run: Path) -> RunSummary | CropRunSummary:
     """Return settings and progress of a training run.
 
     Raises
@@ -180,17 +236,25 @@ def summarize_run(run: Path) -> RunSummary:
     InputError
         A file of the run is damaged.
     """
-    dice: dict[int, float] = {}
-    if (run / METRICS).is_file():
-        try:
-            with (run / METRICS).open(encoding="utf-8", newline="") as file:
-                dice = {int(row["epoch"]): float(row["validation_dice"]) for row in csv.DictReader(file)}
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
-            raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
+    document = read_json(run / MODEL)
+    if document.get("kind") == KIND:
+        about = from_document(CropTrainedOn, document, str(run / MODEL), is_part=True)
+        auc = read_scores(run, "validation_auc")
+        best_auc = max(auc, key=lambda epoch: auc[epoch], default=None)
+        return CropRunSummary(
+            path=str(run),
+            store=about.store,
+            malignancy=about.malignancy,
+            config=read_crop_config(run / CONFIG),
+            epochs_done=max(auc, default=0),
+            best_epoch=best_auc,
+            best_validation_auc=None if best_auc is None else auc[best_auc],
+        )
+    dice = read_scores(run, "validation_dice")
     best = max(dice, key=lambda epoch: dice[epoch], default=None)
     return RunSummary(
         path=str(run),
-        trained_on=from_document(TrainedOn, read_json(run / MODEL), str(run / MODEL), is_part=True),
+        trained_on=from_document(TrainedOn, document, str(run / MODEL), is_part=True),
         config=read_config(run / CONFIG),
         epochs_done=max(dice, default=0),
         best_epoch=best,
@@ -202,6 +266,8 @@ def describe(summary: Summary) -> list[str]:
     """Return the lines of `slicemill info`."""
     if isinstance(summary, ScanSummary):
         return describe_scan(summary)
+    if isinstance(summary, CropRunSummary):
+        return describe_crop_run(summary)
     return describe_model(summary) if isinstance(summary, ModelSummary) else describe_run(summary)
 
 
@@ -242,6 +308,8 @@ def describe_model(model: ModelSummary) -> list[str]:
             return [*lines, format_line("", f"infer needs {wanted} beside it (documentation, A model of someone else)")]
         labels = format_labels(model.description_labels or {})
         return [*lines, format_line("described", model.description), format_line("labels", labels)]
+    if isinstance(card, CropCard):
+        return [*lines, *describe_classifier(card)]
     spacing = "the scan's pixels" if card.spacing_mm is None else f"pixels of {card.spacing_mm:g} mm"
     between = "adjacent" if card.context_spacing_mm is None else f"{card.context_spacing_mm:g} mm apart"
     window = "-" if card.window_hu is None else "{:g} to {:g} HU".format(*card.window_hu)
@@ -262,6 +330,35 @@ def describe_model(model: ModelSummary) -> list[str]:
         epochs = card.training.get("epochs")
         lines.append(format_line("training", f"{epochs} epochs; validation Dice: {scores or '-'}"))
     return lines
+
+
+def describe_classifier(card: CropCard) -> list[str]:
+    """Return the lines about a model of kind `crops`."""
+    window = "{:g} to {:g} HU".format(*card.window_hu)
+    chosen = ", ".join(f"{value:.3f} for {rate} false alarms a scan" for rate, value in card.thresholds.items())
+    lines = [
+        format_line("kind", f"crops: judges candidates; contract {card.contract}"),
+        format_line("input", f"cubes of {card.crop_mm:g} mm, samples every {card.spacing_mm:g} mm, window {window}"),
+        format_line("thresholds", chosen or "none chosen"),
+        format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
+    ]
+    if card.training:
+        scores = ", ".join(f"{name} {value:.3f}" for name, value in card.training.get("validation", {}).items())
+        lines.append(format_line("training", f"{card.training.get('epochs')} epochs; validation: {scores or '-'}"))
+    return lines
+
+
+def describe_crop_run(run: CropRunSummary) -> list[str]:
+    """Return the lines about a training of a classifier."""
+    best = "-" if run.best_epoch is None else f"{run.best_validation_auc:.4f} in epoch {run.best_epoch}"
+    return [
+        format_line("run", run.path),
+        format_line("store", run.store),
+        format_line("classifier", "malignant or not" if run.malignancy else "nodule or not"),
+        format_line("progress", f"{run.epochs_done} of {run.config.epochs} epochs"),
+        format_line("best", f"validation AUC {best}"),
+        format_line("next", f"slicemill export {run.path} CLASSIFIER.onnx"),
+    ]
 
 
 def describe_run(run: RunSummary) -> list[str]:

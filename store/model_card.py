@@ -15,6 +15,8 @@ from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import InputError, ModelError
 from slicemill.common.files import parse_json
 from slicemill.ct.labels import Labels, labels_from_json
+from slicemill.store.crop_card import is_crop_metadata
+from slicemill.store.nodules_file import BUNDLE_SUFFIX
 
 CONTRACT = 1
 METADATA_KEY = "slicemill"
@@ -205,6 +207,12 @@ def decode_metadata(text: str, where: str) -> ModelCard:
         document = parse_json(text)
     except ValueError as error:
         raise ModelError(f"its slicemill metadata are not JSON ({error}); export it again.", where=where) from error
+    if is_crop_metadata(document):
+        raise ModelError(
+            "is of kind crops: it judges candidates and does not segment. Pass a segmentation model first, and this "
+            "one as --classifier.",
+            where=where,
+        )
     contract, form = (document.get(key) if isinstance(document, dict) else None for key in ("contract", "input"))
     if contract != CONTRACT or form not in get_args(InputForm):
         raise ModelError(
@@ -294,4 +302,4 @@ def network_name(path: Path) -> str:
     >>> network_name(Path("liver.bytes.fp16.onnx")), network_name(Path("liver.onnx"))
     ('liver', 'liver')
     """
-    return path.name.removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")
+    return path.name.removesuffix(BUNDLE_SUFFIX).removesuffix(".onnx").removesuffix(".fp16").removesuffix(".bytes")

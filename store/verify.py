@@ -8,6 +8,7 @@
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,9 @@ from slicemill.common.files import Location, relative_path, sha256_of_file
 from slicemill.common.progress import Advance
 from slicemill.ct.formats.dicom.discover import find_dicom
 from slicemill.ct.formats.dicom.stack import UNEVEN_NOTE
+from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
+from slicemill.ct.formats.png_slices import find_png_folders
+from slicemill.ct.mask_files import ScanGrid, open_mask_file
 from slicemill.ct.naming import find_files
 from slicemill.ct.placed_mask import PlacedMask
 from slicemill.ct.scan import ScanReader, slab_depth
@@ -69,10 +73,13 @@ def verify(
 def _list_sources(source: Location) -> dict[str, Location]:
     """Return the scans and masks of a collection by the names that a store has for them."""
     files = {relative_path(path, source): path for path in find_files(source)}
-    for one in find_dicom(source).series:
+    dicom = find_dicom(source)
+    for one in dicom.series:
         name = relative_path(one.location, source)
         files[one.relative if name == "." else name] = one.location
-    return files
+    masks = [path for path, _ in dicom.left_out if is_mask_object(path)]
+    masks += find_png_folders(source) if isinstance(source, Path) else []
+    return files | {relative_path(path, source): path for path in masks}
 
 
 def check_tables(store: Store, checksums: Checksums) -> Iterator[str]:
@@ -152,13 +159,15 @@ def check_sources(case: Case, files: dict[str, Location]) -> Iterator[str]:
     if image is None:
         return
     with ScanReader(image, "image", uneven=uneven) as reader:
+        scan = ScanGrid(grid=reader.grid, series=reader.series)
         yield from compare_voxels(case.image, reader, reader, case.info.image.sha256)
     if case.info.mask is not None and case.label is not None and not _is_made(case.info, files):
         mask = yield from _find_source(case.info.mask, files)
         if mask is not None:
             # ingest stores a resampled mask with the image's header; it trusted the image's if the two differ
             resampled = case.info.mask.header_b64 == case.info.image.header_b64
-            with ScanReader(mask, "mask", uneven=uneven) as reader:
+            # without overlap, "highest" is the same as "error"
+            with open_mask_file(mask, scan, case.info.labels, overlap="highest", uneven=uneven) as reader:
                 placed = PlacedMask(reader, read_grid(case), "resample" if resampled else "trust-image")
                 yield from compare_voxels(case.label, reader, placed, case.info.mask.sha256)
 

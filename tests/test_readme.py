@@ -42,7 +42,7 @@ def test_the_headlines_are_those_of_the_committed_results():
     headlines = render_figure(HEADLINES, HERE)
     assert headlines in README
     rows = [line for line in headlines.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) == 5
+    assert len(rows) == 6
     assert all("`slicemill bench " in row for row in rows)
 
 

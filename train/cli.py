@@ -8,23 +8,15 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, Json, require_finite
-from slicemill.common.terminal import print_always, print_json, print_line, print_lines, report_errors
+from slicemill.common.terminal import print_json, print_line, print_lines
+from slicemill.train.option_values import parse_batch, parse_size, print_config
 from slicemill.train.settings import Recipe
 
-SLICES, TRAINING = "Slices", "Training"
+SLICES, TRAINING, CROPS = "Slices", "Training", "Classifier of candidates"
 """Panels of the options in --help."""
-
-
-def print_config(is_requested: bool) -> None:
-    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
-    if is_requested:
-        with report_errors():
-            from slicemill.train.config import Config
-            from slicemill.train.config_text import to_commented_toml
-
-            for line in to_commented_toml(Config()).splitlines():
-                print_always(line)
-        raise typer.Exit
+FOLDS = 5
+"""Folds of `split` by default."""
+CACHE_GB = 20.0
 
 
 def train(
@@ -150,7 +142,22 @@ def train(
     ] = None,
     cache_gb: Annotated[
         float, typer.Option(callback=require_finite, help="Size of this cache, GB.", min=0, rich_help_panel=MACHINE)
-    ] = 20.0,
+    ] = CACHE_GB,
+    crops: Annotated[
+        bool,
+        typer.Option(
+            "--crops",
+            rich_help_panel=CROPS,
+            help="Train a classifier on cubes around the store's points and candidates: nodule or not.",
+        ),
+    ] = False,
+    malignancy: Annotated[
+        bool, typer.Option("--malignancy", rich_help_panel=CROPS, help="Add malignant or not to the run of --from.")
+    ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option("--from", rich_help_panel=CROPS, help="Run of --crops with which --malignancy starts."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=RERUN, help="Remove an earlier run in this folder.")
     ] = False,
@@ -169,14 +176,39 @@ def train(
     slicemill train lits-store/ runs/first --epochs 100
     slicemill train lits-store/ runs/quick --width 16 --max-minutes 25
     slicemill train luna-store/ runs/nodules --recipe nodules
+    slicemill train luna-store/ runs/nodules --crops
+    slicemill train luna-store/ runs/malignancy --crops --malignancy --from runs/nodules
     """
+    if crops or malignancy or base is not None:
+        if not crops:
+            raise UsageError("--malignancy and --from: apply to --crops; add --crops.")
+        from slicemill.train.crops.request import CropRequest, refuse_slice_options
+
+        refuse_slice_options({
+            "recipe": recipe, "context": context, "context_spacing_mm": context_spacing_mm, "spacing_mm": spacing_mm,
+            "crop": crop, "size": size, "width": width, "steps": steps, "tumor_share": tumor_share, "augment": augment,
+            "precision": precision, "cache_dir": cache_dir, "cache_gb": None if cache_gb == CACHE_GB else cache_gb,
+        })  # fmt: skip
+        request = CropRequest(
+            store=parse_location(store), run=run, config=config, split=split,
+            malignancy=malignancy, base=base, overwrite=overwrite,
+        )  # fmt: skip
+        request.train(
+            {
+                "batch": None if batch is None else parse_batch(batch, auto=False),
+                "epochs": epochs, "max_minutes": max_minutes, "learning_rate": learning_rate, "seed": seed,
+                "device": device,
+            },
+            print_lines,
+        )  # fmt: skip
+        return
     from slicemill.common.remote import RemotePath
     from slicemill.store.cache import SliceCache
     from slicemill.train.config import make_config, read_config
     from slicemill.train.loop import train as fit
 
-    base = make_config(recipe)
-    settings = (read_config(config, base) if config else base).replace(
+    defaults = make_config(recipe)
+    settings = (read_config(config, defaults) if config else defaults).replace(
         context=context, context_spacing_mm=context_spacing_mm, size=size, crop=crop, spacing_mm=spacing_mm,
         width=width, batch=None if batch is None else parse_batch(batch), epochs=epochs, steps=steps,
         max_minutes=max_minutes, learning_rate=learning_rate, tumor_share=tumor_share, augment=augment, seed=seed,
@@ -187,46 +219,13 @@ def train(
     fit(location, run, settings, split_file=split, cache=cache, overwrite=overwrite, log=print_lines)
 
 
-def parse_batch(text: str) -> int:
-    """Return the setting `batch` for a value of ``--batch``.
-
-    Raises
-    ------
-    UsageError
-        The value is neither a positive integer nor auto.
-
-    >>> parse_batch("auto"), parse_batch("16")
-    (0, 16)
-    """
-    if text == "auto":
-        return 0
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--batch {text}: must be a number of slices, or auto.")
-    return int(text)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return height and width for a value of ``--size``.
-
-    Raises
-    ------
-    UsageError
-        The value is neither HEIGHTxWIDTH nor one number.
-
-    >>> parse_size("256x192"), parse_size("512")
-    ((256, 192), (512, 512))
-    """
-    height, _, width = text.partition("x")
-    sides = [height, width or height]
-    if not all(side.isdecimal() and len(side) < 6 and int(side) for side in sides):
-        raise UsageError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
-    return int(sides[0]), int(sides[1])
-
-
 def split(
     store: Annotated[str, typer.Argument(help="Slice store with masks.")],
-    out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ...")],
-    folds: Annotated[int, typer.Option(help="Number of folds.", min=2)] = 5,
+    out: Annotated[Path, typer.Argument(help="Folder for fold-0.json, fold-1.json, ... or subset0.json, ...")],
+    folds: Annotated[int | None, typer.Option(help="Number of folds.", min=2, show_default="5")] = None,
+    subsets: Annotated[
+        bool, typer.Option("--subsets", help="The scans' folders subset0, subset1, ... are the folds, as in LUNA16.")
+    ] = False,
     validation: Annotated[
         float,
         typer.Option(
@@ -240,6 +239,7 @@ def split(
 
         slicemill split lits-store/ folds/ --folds 5
         slicemill train lits-store/ runs/fold-0 --split folds/fold-0.json
+        slicemill split luna-store/ folds/ --subsets
 
     The files are JSON with the case ids of train, validation and test, readable by other tools.
     """
@@ -247,20 +247,24 @@ def split(
 
     from slicemill.store.split import write_split
     from slicemill.store.tables import read_table
-    from slicemill.train.split import make_folds
+    from slicemill.train.split import make_folds, make_subset_folds
 
     if not 0 < validation < 1:
         raise UsageError(f"--validation {validation}: must be above 0 and below 1.")
+    if subsets and folds is not None:
+        raise UsageError("--subsets takes the folds from the folders; leave out --folds.")
+    manifest = read_table(store, "manifest")
+    if subsets:
+        splits = make_subset_folds(manifest, validation=validation)
+    else:
+        made = make_folds(manifest, folds=folds or FOLDS, validation=validation, seed=seed)
+        splits = {f"fold-{fold}": parts for fold, parts in enumerate(made)}
     files: list[dict[str, object]] = []
-    for fold, parts in enumerate(
-        make_folds(read_table(store, "manifest"), folds=folds, validation=validation, seed=seed)
-    ):
-        write_split(out / f"fold-{fold}.json", parts)
-        print_line(
-            f"{out / f'fold-{fold}.json'}: {len(parts.train)} train, {len(parts.validation)} validation, "
-            f"{len(parts.test)} test"
-        )
-        files.append({"file": str(out / f"fold-{fold}.json"), **asdict(parts)})
+    for name, parts in splits.items():
+        path = out / f"{name}.json"
+        write_split(path, parts)
+        print_line(f"{path}: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test")
+        files.append({"file": str(path), **asdict(parts)})
     if json:
         print_json(files)
 
@@ -330,6 +334,13 @@ def export(
             help="HEIGHTxWIDTH of the input slices, like 256x256; by default the size of the training slices.",
         ),
     ] = None,
+    segmentation: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=CROPS,
+            help="Segmentation model whose candidates the classifier was trained on; NAME.nodules holds both models.",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -345,7 +356,22 @@ def export(
         slicemill export runs/first liver.onnx --fp16 --bytes
         slicemill export runs/first liver-256.onnx --size 256x256
         slicemill export runs/first liver.onnx --check
+        slicemill export runs/nodules classifier.onnx --segmentation lung.onnx
     """
+    from slicemill.train.crops.folder import is_crop_run
+
+    if is_crop_run(run):
+        from slicemill.train.crops.request import refuse_slice_options
+        from slicemill.train.export.crop_request import CropExportRequest
+
+        options = {"min_lesion_ml": min_lesion_ml, "fp16": fp16, "bytes": bytes_in, "probability": probability}
+        refuse_slice_options({name: one or None for name, one in {**options, "size": size}.items()})
+        request_of_crops = CropExportRequest(run=run, model=model, store=store, segmentation=segmentation)
+        print_line("comparing the probabilities of onnxruntime and torch on crops of the validation cases")
+        print_line(request_of_crops.describe(request_of_crops.check() if check else request_of_crops.write().parity))
+        return
+    if segmentation is not None:
+        raise UsageError("--segmentation: applies to a run of `slicemill train --crops`. Remove it.")
     from slicemill.train.export.audit import gflop_a_slice
     from slicemill.train.export.request import ExportRequest
 

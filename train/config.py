@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from slicemill.common.documents import from_document, from_toml
 from slicemill.common.errors import ConfigError, InputError, UsageError
 from slicemill.common.files import read_text
 from slicemill.ct.window import Window
 from slicemill.store.model_card import CONTEXTS, MAX_MM, MAX_SIDE
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 KINDS = ("mirror", "move", "elastic", "noise", "blur", "contrast", "gamma", "lowres")
 """Kinds of augmentation, in the order in which they are applied; see `slicemill.train.data.augment`."""
@@ -284,8 +287,8 @@ def read_config(path: Path, base: Config | None = None) -> Config:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def to_toml(config: Config) -> str:
-    """Return the settings as TOML, which `read_config` reads back."""
+def to_toml(config: "DataclassInstance") -> str:
+    """Return settings, a record of texts and numbers, as TOML; `read_config` reads those of a `Config` back."""
     lines = []
     for name, value in dataclasses.asdict(config).items():
         is_json = isinstance(value, str | bool)  # TOML writes strings and truth values as JSON does

@@ -1,12 +1,15 @@
 """Divide cases into train, validation and test parts: by patient, with a fixed seed."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from slicemill.common.errors import StoreError
+from slicemill.common.names import natural_key
 from slicemill.store.split import Split
 
 Row = dict[str, Any]
@@ -81,15 +84,56 @@ def make_folds(manifest: Sequence[Row], *, folds: int, validation: float, seed: 
     for fold in range(folds):
         test = [group for group, own in zip(ordered, fold_of, strict=False) if own == fold]
         rest = [group for group, own in zip(ordered, fold_of, strict=False) if own != fold]
-        chosen = {round((number + 0.5) * len(rest) / count - 0.5) for number in range(min(count, len(rest) - 1))}
-        splits.append(
-            _make_split(
-                train=[group for number, group in enumerate(rest) if number not in chosen],
-                validation=[group for number, group in enumerate(rest) if number in chosen],
-                test=test,
-            )
-        )
+        splits.append(_split_rest(rest, test, count))
     return splits
+
+
+def make_subset_folds(manifest: Sequence[Row], *, validation: float) -> dict[str, Split]:
+    """Return one split per folder ``subset0``, ``subset1``, ..., as LUNA16 divides its scans, by the folder's name.
+
+    The scans of the folder are the test part. Other scans of their patients, and copies of them, are in no part.
+
+    Raises
+    ------
+    StoreError
+        A scan with a mask has no such folder in its path, or there are fewer than two folders, or too few patients
+        outside of one.
+    """
+    groups = sorted(_group_cases(manifest), key=lambda group: group.tumor_ml)
+    subset_of = {row["case_id"]: _find_subset(row) for row in manifest if row["mask_path"] is not None}
+    names = sorted(set(subset_of.values()), key=natural_key)
+    if len(names) < 2:
+        raise StoreError(f"folds by folder need scans in at least 2 folders; all are in {', '.join(names) or 'none'}.")
+    count = max(1, round(validation * len(groups)))
+    splits = {}
+    for name in names:
+        rest = [group for group in groups if all(subset_of[case_id] != name for case_id in group.case_ids)]
+        if len(rest) < 2:
+            raise StoreError(f"fold {name}: training needs at least 2 patients outside of it; there are {len(rest)}.")
+        inside = tuple(case_id for case_id, subset in subset_of.items() if subset == name)
+        splits[name] = _split_rest(rest, [_Group(case_ids=inside, tumor_ml=0.0)], count)
+    return splits
+
+
+def _find_subset(row: Row) -> str:
+    folders = PurePosixPath(row["image_path"]).parent.parts
+    found = [name for name in folders if re.fullmatch(r"subset\d+", name, re.IGNORECASE)]
+    if not found:
+        raise StoreError(
+            f"case {row['case_id']} lies in no folder subset0, subset1, ... but in {row['image_path']!r}; "
+            "leave out --subsets."
+        )
+    return found[-1].lower()
+
+
+def _split_rest(rest: Sequence[_Group], test: Sequence[_Group], count: int) -> Split:
+    """Return a fold: `count` groups for validation, evenly spaced over the rest, which is in order of burden."""
+    chosen = {round((number + 0.5) * len(rest) / count - 0.5) for number in range(min(count, len(rest) - 1))}
+    return _make_split(
+        train=[group for number, group in enumerate(rest) if number not in chosen],
+        validation=[group for number, group in enumerate(rest) if number in chosen],
+        test=test,
+    )
 
 
 def _make_split(*, train: Sequence[_Group], validation: Sequence[_Group], test: Sequence[_Group]) -> Split:

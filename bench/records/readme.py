@@ -23,9 +23,9 @@ from slicemill.common.files import read_json
 HEADLINES = "headlines"
 """Name of the table in the README."""
 FIGURES = (
-    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "volumes", "store", "loader", "train",
-    "measure", "lits", "all", "infer", "all: peers-loading", "peers-inference", "instructions", "constants", "scale",
-    "plan",
+    "scores: demo", "scores: real", "quality", "phantoms", "yardstick", "ingest", "ingest-dicom", "nodule-rules",
+    "volumes", "store", "loader", "train", "measure", "lits", "all", "infer", "all: peers-loading", "peers-inference",
+    "instructions", "constants", "scale", "plan",
 )  # fmt: skip
 """Names of the tables in docs/benchmarks.md. ``KIND: NAME`` is a part of a record; the others are names of records."""
 END = "<!-- end -->"
@@ -75,7 +75,9 @@ def render_figure(figure: str, root: Path) -> str:
 
     kind, _, name = figure.partition(": ")
     if figure == HEADLINES:
-        table = headlines_table(*map(record, ("lits", "store", "loader", "peers-inference", "phantoms")))
+        table = headlines_table(
+            *map(record, ("lits", "ingest-dicom", "store", "loader", "peers-inference", "phantoms"))
+        )
     elif figure == "all":
         table = all_table(newest_suite())
     elif kind == "all":

@@ -1,6 +1,6 @@
 """Records of ingest, store, loader, scaling and small comparisons. Units are in the names of the fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -295,3 +295,46 @@ class DocumentsRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="documents
     """Time that a library adds to the start of Python, median."""
     ratio: float | None = field(name="pydantic over msgspec")
     """Median over the rounds; None if pydantic is not installed."""
+
+
+class ViewerRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="viewer"):
+    """Record of `bench viewer`."""
+
+    slices: int
+    side: int
+    """Pixels along a slice's side."""
+    rounds: int
+    browser: str
+    """Version of Chromium."""
+    load: tuple[float, float]
+    """Load of the machine over a minute, before and after: processes that want a core."""
+    slices_per_second: float
+    """Scrolled slices with outlines, median of the rounds."""
+    frame_ms: float
+    """Median time of a frame while scrolling."""
+    slow_frame_ms: float
+    """Time that 95 % of these frames do not exceed."""
+    turn_ms: float
+    """Median time of a frame while the 3-D picture is turned."""
+
+
+class RuleScore(Struct, frozen=True, kw_only=True):
+    """A rule of `bench nodule-rules`."""
+
+    rule: str
+    cpm: float
+    sensitivity: Sequence[float]
+    """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
+
+
+class NoduleRulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-rules"):
+    """Record of `bench nodule-rules`."""
+
+    cases: int
+    seed: int
+    size: int
+    findings: int
+    limit: float
+    """CPM that the best rule must stay below."""
+    settings: Sequence[RuleScore]
+    """All rules, the best first."""

@@ -1,4 +1,4 @@
-"""The commands `slicemill bench quality | yardstick`."""
+"""The commands `slicemill bench quality | yardstick | nodule-rules`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,6 +123,29 @@ def yardstick(
     record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
     print_record(record.as_json(), json or out / "yardstick.json")
     print_line(f"record: {json or out / 'yardstick.json'}")
+
+
+def nodule_rules(
+    cases: Annotated[int, typer.Option(help="Synthetic chests.", min=1)] = 40,
+    seed: Annotated[int, typer.Option(help="Seed of the chests; tests and trainings have others.", min=0)] = 100,
+    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=128, max=1024)] = 256,
+    json: Json = None,
+) -> None:
+    """Score 200 rules of threshold and shape on synthetic chests with nodules: none may solve them.
+
+    The lung mask is given to the rules. The command exits 1 if the best one reaches a CPM of 0.45.
+
+    slicemill bench nodule-rules --cases 40
+    """
+    from slicemill.bench.records.output import print_record
+    from slicemill.bench.studies.nodule_rules import run
+
+    record = run(cases, seed, size)
+    print_record(record.as_json(), json)
+    best = record.settings[0]
+    if best.cpm >= record.limit:
+        print_line(f"a rule solves the synthetic chests, with a CPM of {best.cpm:.3f}: {best.rule}")
+        raise SystemExit(1)
 
 
 def _shipped_table(phantoms: int) -> Path:

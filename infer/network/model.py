@@ -93,6 +93,10 @@ class Model:
     def session(self, session: Any) -> None:
         self._session = session
 
+    def on_device(self, device: int) -> "Model":
+        """Return the same model on another device of its provider."""
+        return Model(self.path, self._content, self.provider, device, self.batch, self.lanes)
+
     def rebuild(self) -> None:
         """Make a new session on the same provider, after its device failed; drop the old one first, with its memory.
 

@@ -33,6 +33,8 @@ class InferOptions:
     """Whether each label is also written to its own file, as 0 and 1."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written for inputs in DICOM."""
+    classifier_sha256: str = ""
+    """Hash of the classifier that judges candidates; empty without one."""
     batch: int = 0
     """Slices in a batch; 0 for the provider's default (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
@@ -75,6 +77,8 @@ class InferOptions:
             changed["strict"] = True
         if self.z_range == "all":
             changed["all_slices"] = True
+        if self.classifier_sha256:
+            changed[f"classifier {self.classifier_sha256}"] = True
         return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
 
 

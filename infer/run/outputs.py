@@ -11,6 +11,8 @@ from slicemill.ct.formats.dicom_objects.options import ENDINGS, DicomOptions  # 
 from slicemill.ct.formats.names import is_scan_name, strip_suffix
 from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import Labels
+from slicemill.infer.candidates.records import ENDING as CANDIDATES
+from slicemill.infer.candidates.records import is_candidate_table
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.summary import is_summary
@@ -48,9 +50,9 @@ class OutputPaths:
             path of an output.
         """
         scans, names = resolve_inputs(job), output_names(job, self._extras)
-        if summaries := [name for name in names if is_summary(name)]:
+        if tables := [name for name in names if is_summary(name) or is_candidate_table(name)]:
             raise ScanError(
-                f"{summaries[0]}, written next to its mask, would overwrite the run's summary; rename the scan.",
+                f"{tables[0]}, written next to its mask, would overwrite the run's summary; rename the scan.",
                 where=job.path,
             )
         for name in names:
@@ -116,19 +118,20 @@ def extra_path(job: Job, extra: str) -> str:
     >>> extra_path(Job(name="p1/ct.nii.gz", path=Path("ct")), ".seg.dcm")
     'p1/ct.seg.dcm'
     """
-    if extra in ENDINGS:
+    if extra in (*ENDINGS, CANDIDATES):
         return job.stem + extra
     suffix = job.name[len(job.stem) :]
     return f"{job.stem}_{extra}{suffix}"
 
 
 def extra_names(labels: Labels, options: InferOptions) -> list[str]:
-    """Return the name endings of all files next to a mask: volumes, and the endings of DICOM results.
+    """Return the name endings of all files next to a mask: volumes, and the endings of DICOM results and candidates.
 
     >>> extra_names(Labels({"liver": 1}), InferOptions(separate=True, dicom=DicomOptions(seg=True)))
     ['liver', '.seg.dcm']
     """
-    return [*volume_names(labels, options), *options.dicom.endings()]
+    candidates = [CANDIDATES] if options.classifier_sha256 else []
+    return [*volume_names(labels, options), *options.dicom.endings(), *candidates]
 
 
 def volume_names(labels: Labels, options: InferOptions) -> list[str]:

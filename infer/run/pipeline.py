@@ -32,10 +32,14 @@ from slicemill.ct.formats.dicom_objects.source_series import describe_source
 from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
+from slicemill.infer.candidates.judge import CandidateJudge
+from slicemill.infer.candidates.records import ENDING as CANDIDATES
+from slicemill.infer.candidates.records import write_candidate_tables
 from slicemill.infer.inputs.dicom import require_series
 from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
+from slicemill.infer.network.classifier import Classifier
 from slicemill.infer.network.lanes import estimate_lane_memory
-from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import draw_overlay, make_report
@@ -94,8 +98,11 @@ class _ClaimedScan:
 class BulkRun:
     """Reads, writes and records the scans of one run; called from several threads."""
 
-    def __init__(self, model: Model, options: InferOptions, ledger: RunLedger) -> None:
+    def __init__(
+        self, model: Model, options: InferOptions, ledger: RunLedger, judge: CandidateJudge | None = None
+    ) -> None:
         self._model = model
+        self._judge = judge
         check_devices(model, options.devices)
         self._options = options
         self._in_range = labels_in_range(model.info, options.z_range, options.predict, postprocess=options.postprocess)
@@ -206,6 +213,10 @@ class BulkRun:
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
         segmentation = current.scan.assembly.result()
         self.count_labeled(current, (len(loaded.volume) - segmentation.labeled) * len(current.scan.plan.tiles))
+        candidates = None
+        if self._judge is not None:  # before post-processing, which takes lumps away
+            with self._watch.timed("candidates"):
+                candidates = self._judge.judge(loaded, segmentation, job.name)
         with self._watch.timed("post"):
             if self._options.postprocess:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
@@ -219,7 +230,7 @@ class BulkRun:
             slices=len(loaded.volume),
             labeled=segmentation.labeled,
             answer=report.answer,
-            warnings="; ".join(report.warnings),
+            warnings="; ".join([*report.warnings, *(candidates.warnings if candidates is not None else ())]),
         )
         with self._watch.timed("write"):
             stamp = self._claimed[job.name].stamp
@@ -227,6 +238,8 @@ class BulkRun:
             self._ledger.remove_earlier(job)
             header = sign_header(loaded.header, info.sha256)
             write_json(out / f"{job.stem}.json", to_document(report))
+            if candidates is not None:
+                write_json(out / extra_path(job, CANDIDATES), to_document(candidates))
             save_png(out / f"{job.stem}.png", picture)
             for extra in self._extras(segmentation):
                 path = out / extra_path(job, extra.name)
@@ -317,10 +330,7 @@ def check_devices(model: Model, devices: Sequence[int]) -> None:
 
 def open_models(model: Model, devices: Sequence[int]) -> list[Model]:
     """Return a model for each device; the first is `model`, which is open already."""
-    return [
-        model,
-        *(open_model(model.path, model.provider, device, model.batch, model.lanes) for device in devices[1:]),
-    ]
+    return [model, *(model.on_device(device) for device in devices[1:])]
 
 
 def make_unreached_outcome(name: str) -> ScanOutcome:
@@ -334,6 +344,7 @@ def infer(
     out: Path,
     options: InferOptions = DEFAULTS,
     left_out: Sequence[LeftOut] = (),
+    classifier: Classifier | None = None,
 ) -> Summary:
     """Segment scans into a folder; a repeated call does only what is left.
 
@@ -341,20 +352,24 @@ def infer(
     ----------
     left_out
         Files of the input that are not segmented, with reasons, for the summary.
+    classifier
+        Judges the candidates of each scan; its hash is in the options.
 
     Raises
     ------
     ConfigError
-        Another run writes results of another model, or with other options, into the folder.
+        Another run writes results of another model, or with other options, into the folder, or the model outputs no
+        probability of tumor, which candidates need.
     ModelError
         The provider's labels differ from the CPU's on the first scan's slices.
     ProviderError
         The device failed twice.
     """
+    judge = None if classifier is None else CandidateJudge(model.info, classifier)
     out.mkdir(parents=True, exist_ok=True)
     with claim_folder(out, model.info.sha256, options):
         ledger = RunLedger(out, model, options)
-        run = BulkRun(model, options, ledger)
+        run = BulkRun(model, options, ledger, judge)
         ledger.remove_unfinished(jobs)
         left, known = select_jobs(jobs, ledger, extra_names(model.info.labels, options))
         run.outcomes.update({outcome.name: outcome for outcome in known})
@@ -363,4 +378,12 @@ def infer(
         finally:
             summary = replace(run.summarize([job.name for job in jobs]), left_out=tuple(left_out))
             write_summary(out, model, summary, options.part)
+            if judge is not None:
+                names = {one.name for one in summary.outcomes if one.status != "failed" and is_ours(one)}
+                write_candidate_tables(out, [job.stem for job in jobs if job.name in names], options.part)
     return summary
+
+
+def is_ours(outcome: ScanOutcome) -> bool:
+    """Return whether a scan's files are those of this model and these options, whichever run wrote them."""
+    return outcome.reason != CLAIMED_ELSEWHERE

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Stage = Literal["read", "decode", "wait", "fill", "device", "scatter", "post", "report", "write"]
+Stage = Literal["read", "decode", "wait", "fill", "device", "scatter", "post", "candidates", "report", "write"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """Stages of a run.
 
@@ -19,6 +19,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 - device: the network
 - scatter: copy labels out of a batch
 - post: post-processing
+- candidates: lumps found, crops cut and judged; only with a classifier
 - report: measures and picture
 - write: gzip and disk
 """

@@ -20,8 +20,10 @@ from slicemill.common.files import write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.common.terminal import peak_mib
 from slicemill.ct.labels import Labels
+from slicemill.ct.page_options import VIEWER_MB
 from slicemill.ct.pictures import save_png
 from slicemill.measure.evaluation.detection import Mode
+from slicemill.measure.evaluation.error_page import ErrorCase, write_error_page
 from slicemill.measure.evaluation.error_picture import draw_error_picture
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.score import TOLERANCE_MM, CaseScores, Rules, score_case
@@ -71,17 +73,26 @@ class PairOutcome:
     """Peak memory of the process so far, MiB."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ErrorPages:
+    """Where the errors of each case are shown."""
+
+    folder: Path
+    viewer_mb: float = VIEWER_MB
+    """MiB of slices in each page; 0 for no pages."""
+
+
 def evaluate(
     predictions: Path,
     references: Path,
-    out: Path | None,
+    out: Path | ErrorPages | None,
     labels: Labels | None = None,
     *,
     mode: Mode = "corrected",
     tolerance_mm: float = TOLERANCE_MM,
     workers: int = 1,
 ) -> Evaluation:
-    """Score every prediction against its reference; write tables and pictures into `out`.
+    """Score every prediction against its reference; write tables, pictures and pages into `out`.
 
     Raises
     ------
@@ -98,7 +109,8 @@ def evaluate(
         )
     labels, ignored = split_ignored(labels, pairing.pairs)
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm, ignored=ignored)
-    outcomes = _score_pairs(pairing.pairs, rules, out, workers)
+    pages = ErrorPages(folder=out) if isinstance(out, Path) else out
+    outcomes = _score_pairs(pairing.pairs, rules, pages, workers)
     evaluation = Evaluation(
         rules=rules,
         cases=tuple(one.scores for one in outcomes if one.scores is not None),
@@ -111,12 +123,12 @@ def evaluate(
         warnings=tuple(warning for one in outcomes for warning in one.warnings),
         peak_mib=max([peak_mib(), *(one.peak_mib for one in outcomes)]),
     )
-    if out is not None:
-        write_evaluation(out, evaluation)
+    if pages is not None:
+        write_evaluation(pages.folder, evaluation)
     return evaluation
 
 
-def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers: int) -> list[PairOutcome]:
+def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: ErrorPages | None, workers: int) -> list[PairOutcome]:
     outcomes: dict[int, PairOutcome] = {}
     with progress("evaluate", len(pairs), "cases") as advance:
         for index, outcome in map_isolated(partial(score_pair, rules=rules, out=out), pairs, workers, _report_crash):
@@ -125,13 +137,13 @@ def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: Path | None, workers:
     return [outcomes[index] for index in range(len(pairs))]
 
 
-def score_pair(pair: Pair, rules: Rules, out: Path | None) -> PairOutcome:
-    """Score one pair, and draw its errors if `out` is set. Errors are reported in the outcome."""
+def score_pair(pair: Pair, rules: Rules, out: ErrorPages | None) -> PairOutcome:
+    """Score one pair, and show its errors if `out` is set. Errors are reported in the outcome."""
     try:
         masks = leave_out(read_masks(pair, rules.labels, rules.ignored), rules.ignored)
         scores = score_case(pair, masks, rules)
         if out is not None:
-            _draw_errors(pair, masks, rules, out / f"{scores.case_id}_errors.png")
+            _show_errors(pair, scores, masks, rules, out)
         return PairOutcome(scores=scores, warnings=masks.warnings, peak_mib=peak_mib())
     except Exception as error:  # noqa: BLE001 (any error fails one case)
         return PairOutcome(reason=explain_failure(error, pair.prediction).reason, peak_mib=peak_mib())
@@ -144,12 +156,15 @@ def _report_crash(pair: Pair) -> PairOutcome:
     )
 
 
-def _draw_errors(pair: Pair, masks: PairMasks, rules: Rules, path: Path) -> None:
+def _show_errors(pair: Pair, scores: CaseScores, masks: PairMasks, rules: Rules, out: ErrorPages) -> None:
     regions = rules.labels.regions()
     name = rules.labels.tumor or next(iter(regions))
     truth, predicted = (np.isin(mask, regions[name]) for mask in (masks.truth, masks.predicted))
     image = read_background(pair, masks.grid)
-    save_png(path, draw_error_picture(image, truth, predicted, f"{pair.reference.case_id}  {name}"))
+    path = out.folder / f"{scores.case_id}_errors.png"
+    save_png(path, draw_error_picture(image, truth, predicted, f"{scores.case_id}  {name}"))
+    case = ErrorCase(scores=scores, masks=masks, rules=rules, image=image, region=name)
+    write_error_page(path.with_suffix(".html"), case, out.viewer_mb)
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def evaluate_masks(
     mode: "Mode" = "corrected",
     tolerance_mm: float = 2.0,
     workers: int = 1,
+    viewer_mb: float = 8,
 ) -> "Evaluation":
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
 
@@ -43,6 +44,8 @@ def evaluate_masks(
         Tolerance of the surface Dice, mm.
     workers
         Worker processes; with more than one, call this under ``if __name__ == "__main__":``.
+    viewer_mb
+        MiB of slices in the page of each case, ``CASE_errors.html``; 0 for no pages.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def evaluate_masks(
 
     return EvaluateRequest(
         predictions=Path(predictions), references=Path(references), out=None if out is None else Path(out),
-        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers,
+        labels=labels, mode=mode, tolerance_mm=tolerance_mm, workers=workers, viewer_mb=viewer_mb,
     ).run()  # fmt: skip
 
 

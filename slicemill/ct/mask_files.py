@@ -1,11 +1,12 @@
-"""Opens a mask of any format, also DICOM SEG and RTSTRUCT.
+"""Opens a mask of any format, also DICOM SEG, RTSTRUCT and folders of PNG slices.
 
-A SEG or RTSTRUCT has no grid of its own: it is drawn on that of its scan.
+These have no grid of their own: they are drawn on that of their scan.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from slicemill.common.errors import LabelError, ScanError
 from slicemill.common.files import Location
@@ -14,7 +15,9 @@ from slicemill.ct.formats.dicom_objects.drawn_source import Overlap
 from slicemill.ct.formats.dicom_objects.mask_names import normalize
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object, open_mask, read_part_names
 from slicemill.ct.formats.nrrd.header import check_segments
+from slicemill.ct.formats.png_slices import PngSlices, is_png_folder
 from slicemill.ct.geometry import Grid
+from slicemill.ct.geometry_option import Uneven
 from slicemill.ct.labels import TUMOR_WORDS, Labels, make_labels
 from slicemill.ct.scan import ScanReader
 
@@ -46,31 +49,45 @@ def read_scan_grid(path: Location) -> ScanGrid:
 
 
 def open_mask_file(
-    path: Location, scan: ScanGrid | None, labels: Labels | None, overlap: Overlap = "error", *, hashed: bool = True
+    path: Location,
+    scan: ScanGrid | None,
+    labels: Labels | None,
+    *,
+    overlap: Overlap = "error",
+    uneven: Uneven = "refuse",
+    hashed: bool = True,
 ) -> ScanReader:
     """Open a mask of any format.
 
     Parameters
     ----------
     scan
-        The scan's grid, on which a SEG or RTSTRUCT is drawn; other formats have their own grid, and don't need it.
+        The scan's grid, on which a SEG, an RTSTRUCT or a folder of PNG slices is drawn; other formats have their own
+        grid, and don't need it.
     labels
         Names of the label values, which are the names of segments and structures. None compares no names.
     overlap
-        What becomes of a pixel in two segments or structures.
+        What happens where two segments or structures share a voxel.
+    uneven
+        What happens to a DICOM series of label values whose steps differ.
 
     Raises
     ------
     InputError
-        The mask cannot be read, names other labels, or is a SEG or RTSTRUCT without a scan or of another one.
+        The mask cannot be read, names other labels, or needs its scan and does not fit it, or there is no scan for it.
     """
-    if not is_mask_object(path):
-        if labels is not None:
-            check_segments(path, labels)
-        return ScanReader(path, "mask", hashed=hashed)
-    if scan is None:
-        raise ScanError(NO_SCAN, where=path)
-    return ScanReader(path, "mask", source=open_mask(path, scan.grid, scan.series, labels, overlap, hashed=hashed))
+    if is_mask_object(path):
+        if scan is None:
+            raise ScanError(NO_SCAN, where=path)
+        drawn = open_mask(path, scan.grid, scan.series, labels, overlap, hashed=hashed)
+        return ScanReader(path, "mask", source=drawn)
+    if isinstance(path, Path) and is_png_folder(path):
+        if scan is None or scan.series is None:
+            raise ScanError("PNG slices are read as the mask of a DICOM series only.", where=path)
+        return ScanReader(path, "mask", source=PngSlices(path, scan.series, labels, hashed=hashed))
+    if labels is not None:
+        check_segments(path, labels)
+    return ScanReader(path, "mask", hashed=hashed, uneven=uneven)
 
 
 def turn_series(reader: ScanReader) -> Series | None:

@@ -215,9 +215,14 @@ def _serve_static(page: PageFiles) -> Callable[[Request], Any]:
     return serve
 
 
+def _accepts_gzip(request: Request) -> bool:
+    names = [name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")]
+    return "gzip" in names  # a weight, as in gzip;q=0, is not what browsers send, and gets the plain file
+
+
 def _send_file(file: PageFile, request: Request, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
     """Send a file of the page, as gzip to those that read it."""
-    is_packed = "gzip" in request.headers.get("accept-encoding", "")
+    is_packed = _accepts_gzip(request)
     packing = {"content-encoding": "gzip"} if is_packed else {}
     content = file.packed if is_packed else file.content
     return Response(

@@ -11,9 +11,7 @@ from slicemill.common.options import INPUT, LABELS, MACHINE, OUTPUT
 def view(
     path: Annotated[
         str,
-        typer.Argument(
-            help="A scan, a slice store (folder or s3:// URL), or a folder of masks or DICOM.", metavar="PATH"
-        ),
+        typer.Argument(help="A scan, a slice store (also s3:// URL), or a folder of masks or DICOM.", metavar="PATH"),
     ],
     mask: Annotated[list[str] | None, typer.Argument(help="Masks of the scan.", metavar="[MASK]...")] = None,
     scans: Annotated[

@@ -56,7 +56,7 @@ def _strip_remark(name: str) -> str:
 
 def read_mask(mask: MaskFile, scan: ScanGrid, warnings: list[str]) -> Iterator[Slab]:
     """Yield uint8[z, y, x] on the grid of the scan, and append warnings."""
-    with open_mask_file(mask.path, scan, mask.labels, "highest", hashed=False) as reader:
+    with open_mask_file(mask.path, scan, mask.labels, overlap="highest", hashed=False) as reader:
         placed = PlacedMask(reader, scan.grid, "error")
         yield from placed.slabs(slab_depth(scan.grid.stored_shape))
         reader.finish()

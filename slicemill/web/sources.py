@@ -69,7 +69,7 @@ def _open_mask(mask: MaskFile, scan: ScanGrid) -> MaskSource:
     name = mask.path.name
     try:
         labels = find_labels(mask)
-        with open_mask_file(mask.path, scan, mask.labels, "highest", hashed=False) as reader:
+        with open_mask_file(mask.path, scan, mask.labels, overlap="highest", hashed=False) as reader:
             PlacedMask(reader, scan.grid, "error")
     except (InputError, OSError) as error:
         return MaskSource(name=name, labels=mask.labels, source=None, failure=str(error))

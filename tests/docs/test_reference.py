@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from slicemill.cli import commands
 from slicemill.web.marks import Marks
 from tests.docs.pages import HERE
+from tests.infer.networks import write_classifier
+from tests.ingest.luna import CENTERS, HEADER, UID, make_collection, place, write_table
 
 LABELS = ("liver", "tumor")
 pytestmark = pytest.mark.slow
@@ -53,14 +55,21 @@ def written(collection, trained, model, shared):
         for mask in (folder / "scans").glob("segmentation-*"):
             shutil.copy(mask, masks / mask.name.replace("segmentation", "volume"))
         run("ingest", folder / "scans", folder / "store", exit_code=1)
+        points = make_collection(folder / "luna")
+        rows = [("1.2.3", 0, 0, 0, 0), (UID.format(1), *place(CENTERS[1][0]), 1)]
+        candidates = write_table(folder / "candidates.csv", (*HEADER[:4], "class"), rows)
+        run("ingest", folder / "luna", folder / "nodules", "--points", points, "--candidates", candidates)
         run("store", "export-slices", folder / "store", folder / "slices", "--format", "png")
         run("store", "export", folder / "store", folder / "dataset", "--format", "monai")
         run("infer", model, folder / "scans", "--out", folder / "segmented", "--strict", exit_code=1)
         words = ("--labels", "liver=1,tumor=2")
+        classifier = write_classifier(folder / "classifier.onnx", malignancy=True)
+        run("infer", model, collection, "--out", folder / "nodules", "--classifier", classifier)
         run("evaluate", masks, collection, "--out", folder / "scores", "--against", masks, *words)
         run("measure", masks, "--image", collection, "--out", folder / "lesions", *words)
         first = masks / "volume-0.nii"
         run("compare", first, first, "--out", folder / "change", *words)
+        run("phantom", folder / "chests", "--lungs", "--cases", 1, "--size", 128)
         Marks(folder / "marks.csv").put("volume-0", "good")
 
     return shared("written", make)

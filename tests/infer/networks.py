@@ -70,3 +70,77 @@ def write_model(path, labels, nodes=(), label_from="image", more=(), functions=(
     helper.set_model_props(model, {"slicemill": json.dumps(card)})
     onnx.save(model, path)
     return path
+
+
+CROP_CARD = {"kind": "crops", "contract": 1, "crop_mm": 48.0, "spacing_mm": 1.0, "window_hu": [-1000, 400]}
+
+
+def write_classifier(path, *, card=None, malignancy=False, side=48, kind=TensorProto.INT16, batch="n", bias=0.0):
+    """Write a model of kind crops: `nodule` grows with the mean HU of the middle 8 mm, 0.5 at -400 HU plus `bias`."""
+    outputs = ["nodule", *(["malignancy"] if malignancy else [])]
+    nodes = [
+        helper.make_node("Cast", ["crop"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Slice", ["float", "from", "to", "axes"], ["middle"]),
+        helper.make_node("ReduceMean", ["middle"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["mean", "threshold"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["logit"]),
+        *(helper.make_node("Sigmoid", ["logit"], [name]) for name in outputs),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("crop", kind, [batch, side, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch]) for name in outputs],
+        [
+            *constants(-400.0 + bias, 0.01),
+            tensor([side // 2 - 4] * 3, "from", np.int64),
+            tensor([side // 2 + 4] * 3, "to", np.int64),
+            tensor([1, 2, 3], "axes", np.int64),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if card is not False:
+        model.metadata_props.add(key="slicemill", value=json.dumps(card or CROP_CARD))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+LUNG_SIDE = 64
+
+
+def write_lung_model(path, *, tumor="nodule"):
+    """Write a segmentation model: lung below -500 HU, nodule above -300; its probability is 0.5 at -300 HU."""
+    float_, uint8 = TensorProto.FLOAT, TensorProto.UINT8
+    nodes = [
+        helper.make_node("Cast", ["image"], ["hu"], to=float_),
+        helper.make_node("Less", ["hu", "air"], ["is_lung"]),
+        helper.make_node("Greater", ["hu", "dense"], ["is_nodule"]),
+        helper.make_node("Cast", ["is_lung"], ["lung"], to=float_),
+        helper.make_node("Cast", ["is_nodule"], ["one"], to=float_),
+        helper.make_node("Add", ["one", "one"], ["two"]),
+        helper.make_node("Add", ["lung", "two"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["label"], to=uint8),
+        helper.make_node("Sub", ["hu", "dense"], ["above"]),
+        helper.make_node("Mul", ["above", "scale"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["share"]),
+        helper.make_node("Mul", ["share", "most"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "half"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["tumor"], to=uint8),
+    ]
+    shape = ["n", LUNG_SIDE, LUNG_SIDE]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.INT16, shape)],
+        [helper.make_tensor_value_info(name, uint8, shape) for name in ("label", "tumor")],
+        [tensor(-500, "air"), tensor(-300, "dense"), tensor(0.01, "scale"), tensor(255, "most"), tensor(0.5, "half")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    card = {
+        "contract": 1, "input": "int16", "labels": {"lung": 1, "nodule": 2}, "organ": "lung", "tumor": tumor,
+        "window_hu": [-1000, 400], "context": 1, "context_spacing_mm": None, "spacing_mm": None,
+        "postprocess": {"largest_organ": True, "min_lesion_ml": 0.05}, "precision": "fp32",
+    }  # fmt: skip
+    helper.set_model_props(model, {"slicemill": json.dumps(card)})
+    path.write_bytes(model.SerializeToString())
+    return path

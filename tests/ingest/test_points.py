@@ -216,6 +216,13 @@ def test_a_table_that_names_no_scan_is_refused(luna, tmp_path):
         request(luna, tmp_path / "store").collection()
 
 
+def test_a_collection_without_nodules_needs_another_row_that_names_a_scan(luna, tmp_path):
+    table(luna, ("someone-else", 0, 0, 0, 5))
+    one = request(luna, tmp_path / "store", excluded=table(luna, (UID.format(1), 0, 0, 0, 5), name="x.csv"))
+    found = {case.case_id: len(case.points.rows) for case in one.collection().cases}
+    assert found == {UID.format(1): 1, UID.format(2): 0, UID.format(3): 0}
+
+
 def test_excluded_findings_are_ignored_with_a_rim(luna, tmp_path):
     place_of = (6, 10, 30)
     table(luna, (UID.format(1), *place(place_of), 6.0), name="excluded.csv")
@@ -325,6 +332,20 @@ def test_candidates_are_in_the_store_and_in_the_tables(luna, tmp_path):
     (first, _) = read_table(store.root, "points")
     assert (first["case_id"], first["point_id"], first["voxel_z"]) == (UID.format(1), "nodule-1", 10)
     assert verify(open_store(store.root), None, workers=1, advance=lambda *_: None) == []
+
+
+def test_candidates_that_infer_found_get_their_class_from_the_nodules(luna, tmp_path):
+    center = CENTERS[1][0]
+    places = [center, np.add(center, (0, 2, 0)), (2, 2, 2)]
+    rows = [(UID.format(1), *place(one), 0.5, 3.0) for one in places]
+    found = table(luna, *rows, name="found.csv", header=(*HEADER[:4], "probability", "diameter_mm"))
+    store, _ = convert(luna, tmp_path, candidates=found)
+    assert store[UID.format(1)].candidates[:, 3].tolist() == [1, 1, 0]
+    reindex(store.root)
+    assert not any(row["conflict"] for row in read_table(store.root, "candidates"))
+    wrong = table(luna, (UID.format(1), 0, 0, 0, 5), name="wrong.csv")
+    with pytest.raises(InputError, match=r"must have the column class, 1 or 0, or the column probability"):
+        read_candidates(wrong)
 
 
 def test_damaged_candidates_are_a_problem_of_their_case(luna, tmp_path):

@@ -16,7 +16,7 @@ from slicemill.ingest.pipeline import IngestOptions, ingest
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import read_table
-from slicemill.train.split import make_folds, make_split
+from slicemill.train.split import make_folds, make_split, make_subset_folds
 
 
 def row(case_id, patient=None, tumor=False, sha=None, mask="m"):
@@ -88,6 +88,23 @@ class TestFolds:
         assert make_folds(self.rows(), folds=5, validation=0.1, seed=3) != make_folds(
             self.rows(), folds=5, validation=0.1, seed=4
         )
+
+    def test_lunas_subsets_are_folds_and_no_patient_of_a_fold_is_trained_on(self):
+        rows = [{**row(f"c{n}", f"p{n // 2 if n < 4 else n}", n % 2), "image_path": f"luna/subset{n % 5}/c{n}.mhd"}
+                for n in range(20)]  # fmt: skip
+        splits = make_subset_folds(rows, validation=0.2)
+        assert list(splits) == [f"subset{n}" for n in range(5)]
+        assert sorted(case for parts in splits.values() for case in parts.test) == sorted(r["case_id"] for r in rows)
+        first = splits["subset0"]
+        assert set(first.test) == {"c0", "c5", "c10", "c15"}
+        assert "c1" not in {*first.train, *first.validation}  # the other scan of c0's patient
+        assert len(first.train) + len(first.validation) == 15
+        assert first.validation
+        rows[3]["image_path"] = "luna/other/c3.mhd"
+        with pytest.raises(StoreError, match="case c3 lies in no folder subset0"):
+            make_subset_folds(rows, validation=0.2)
+        with pytest.raises(StoreError, match="at least 2 folders; all are in subset0"):
+            make_subset_folds(rows[:1], validation=0.2)
 
     def test_too_few_patients_are_an_error(self):
         with pytest.raises(StoreError, match="5 folds need at least 5 patients"):

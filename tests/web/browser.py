@@ -41,7 +41,7 @@ class Shown:
 
     def wait(self, condition):
         """Wait for an expression; `wait_for_function` would evaluate a string in the page, which its policy forbids."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not self.page.evaluate(condition):
             assert time.monotonic() < deadline, condition
             time.sleep(0.02)

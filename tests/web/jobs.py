@@ -79,7 +79,7 @@ def serving_jobs(models, base, *, keep=None, limits=LIMITS):
         server = make_server(make_serve_app(jobs, access, "0"), tell)
         thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
         thread.start()
-        assert started.wait(30)
+        assert started.wait(120)
         try:
             yield ServedJobs(access, server, jobs, folder)
         finally:
@@ -122,7 +122,7 @@ class Dropped:
     def state(self, job):
         return next(one for one in self.client.get("/api/server").json()["jobs"] if one["id"] == job)
 
-    def wait(self, job, *statuses, seconds=60):
+    def wait(self, job, *statuses, seconds=180):
         deadline = time.monotonic() + seconds
         while True:
             state = self.state(job)

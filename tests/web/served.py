@@ -23,7 +23,7 @@ class Served:
 
     @contextlib.contextmanager
     def client(self, *, with_cookie=True):
-        with httpx.Client(base_url=self.base, timeout=20) as client:
+        with httpx.Client(base_url=self.base, timeout=60) as client:
             if with_cookie:
                 answer = client.post("/session", content=self.access.token, headers={"Origin": self.base})
                 assert answer.status_code == 204, answer.text
@@ -31,7 +31,7 @@ class Served:
 
     def connect(self):
         """Return a raw connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def send(self, text):
         """Send raw bytes, and return the whole answer."""
@@ -58,7 +58,7 @@ def serving(entries, marks=None):
     server = make_server(make_app(viewer, access, "0"), started.set)
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(120)
     try:
         yield Served(access, server)
     finally:

@@ -41,7 +41,7 @@ def test_it_prints_one_address_and_ends_on_a_signal(files, number, status):
             assert client.post("/session", content=token, headers={"Origin": base}).status_code == 204
             assert client.get("/api/cases").json()["cases"][0]["name"] == "ct.nii.gz"
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=30)
+        rest, errors = process.communicate(timeout=120)
         assert process.returncode == status
         assert "Traceback" not in errors
         assert token not in rest + errors
@@ -53,7 +53,7 @@ def test_it_ends_while_a_page_is_open(files):
         with httpx.Client(base_url=base) as client:
             client.get("/")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=120) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from slicemill.ct.geometry import RAS_TO_LPS
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.page_slices import LOW_HU, STEP_HU
 from slicemill.ct.pictures import TUMOR_COLOR
-from slicemill.measure.requests import MeasureRequest
+from slicemill.measure.requests import EvaluateRequest, MeasureRequest
 from tests.web.browser import read_canvas
 from tests.web.made import SPACING, make_affine, make_image, make_mask, write_scan
 from tests.web.rendering import render
@@ -199,3 +199,41 @@ def test_a_long_scan_stays_below_its_size(tmp_path):
     text = (tmp_path / "out" / "mask.html").read_text()
     data = re.search(r'"data": ?"([^"]*)"', text)[1]
     assert 0.2 * (1 << 20) < len(data) <= 0.5 * (1 << 20)
+
+
+def test_the_page_of_errors_shows_prediction_and_reference(browser, tmp_path):
+    reference = make_mask()
+    predicted = np.where(reference == 2, 1, reference)
+    predicted[3:5, 4:7, 7:9] = 2
+    for folder, name, voxels in (
+        ("predicted", "ct", predicted),
+        ("truth", "segmentation-ct", reference),
+        ("truth", "volume-ct", make_image()),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_scan(tmp_path / folder / f"{name}.nii", voxels)
+    (tmp_path / "predicted" / "ct.nii").rename(tmp_path / "predicted" / "volume-ct.nii")
+
+    def evaluate(size, out):
+        request = EvaluateRequest(
+            predictions=tmp_path / "predicted", references=tmp_path / "truth", out=out, labels=LITS_LABELS,
+            viewer_mb=size,
+        )  # fmt: skip
+        assert request.run().failures == ()
+        return sorted(path.name for path in out.glob("*_errors.*"))
+
+    assert evaluate(0, tmp_path / "none") == ["volume-ct_errors.png"]
+    assert evaluate(8, tmp_path / "out") == ["volume-ct_errors.html", "volume-ct_errors.png"]
+    context = browser.new_context(viewport={"width": 1000, "height": 900})
+    one = Opened(context.new_page()).open(tmp_path / "out" / "volume-ct_errors.html").wait()
+    assert one.caption == "Slice 4 of 9"
+    pixels = one.pixels()
+    green = (TUMOR_COLOR[2], TUMOR_COLOR[0], TUMOR_COLOR[1])  # of the second mask
+    assert (pixels == TUMOR_COLOR).all(axis=2).any()
+    assert (pixels == green).all(axis=2).any()
+    legend = one.page.locator(".slices-label > span:not(.sample)").all_text_contents()
+    assert legend == ["prediction: liver", "prediction: tumor", "reference: liver", "reference: tumor"]
+    dice = 2 * (predicted == 2).sum() / ((predicted == 2).sum() + (reference == 2).sum())
+    assert f"{dice:.3f}"[:4] in one.page.inner_text("table tr:has-text('tumor')")
+    assert one.faults == []
+    context.close()

@@ -385,14 +385,14 @@ def test_no_name_of_a_file_or_patient_is_printed(model, tmp_path):
         process.stdout.readline()
         base, token = process.stdout.readline().strip().split("/#")
         try:
-            with httpx.Client(base_url=base, timeout=20) as client:
+            with httpx.Client(base_url=base, timeout=60) as client:
                 client.post("/session", content=token, headers={"Origin": base})
                 page = Dropped(client, base)
                 state = page.finish(write_nifti(tmp_path / "Miller^Anna.nii"))
                 assert state["name"] == "Miller^Anna.nii"
         finally:
             process.send_signal(signal.SIGTERM)
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=120)
     assert "Miller" not in out + errors
     assert token not in out + errors
     assert list((tmp_path / "tmp").iterdir()) == []

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slicemill.common.errors import UsageError
+from slicemill.common.errors import ModelError, UsageError
 from slicemill.store.model_card import ModelCard, Parity
 from slicemill.train.export.model_file import FLAVORS, check, export
 
@@ -44,7 +44,19 @@ class ExportRequest:
             raise UsageError(f"--min-lesion-ml {self.min_lesion_ml}: must be a volume in ml, 0 or more.")
 
     def write(self) -> dict[Path, ModelCard]:
-        """Write the files and return the metadata of each; see `slicemill.train.export.model_file.export`."""
+        """Write the files and return the metadata of each; see `slicemill.train.export.model_file.export`.
+
+        Raises
+        ------
+        ModelError
+            The run trained a classifier, which has no labels.
+        """
+        from slicemill.train.crops.folder import is_crop_run
+
+        if is_crop_run(self.run):
+            raise ModelError(
+                "is the run of a classifier; export it with the command `slicemill export`.", where=self.run
+            )
         chosen = [FLAVORS[0], *([FLAVORS[1]] if self.fp16 else []), *([FLAVORS[2]] if self.bytes_in else [])]
         return export(
             self.run,

@@ -103,6 +103,13 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tenso
 
     `parts` maps names to modules and plain tensors.
     """
+    save_checkpoint(run, to_document(_document_of(state)), parts, optimizer)
+
+
+def save_checkpoint(
+    run: Path, document: Mapping[str, Any], parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer
+) -> None:
+    """Write modules, tensors, optimizer and a document as one file."""
     tensors: dict[str, Tensor] = {}
     for part, holder in parts.items():
         part_tensors = {"": holder} if isinstance(holder, Tensor) else holder.state_dict()
@@ -110,7 +117,7 @@ def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tenso
     for index, memory in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in memory.items()}
     with atomic_write(run / LAST) as aside:
-        save_file(_on_cpu(tensors), aside, metadata={"state": to_json(to_document(_document_of(state)))})
+        save_file(_on_cpu(tensors), aside, metadata={"state": to_json(document)})
 
 
 def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> State:
@@ -125,6 +132,21 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
         return State()
     try:
         state = read_state(run)
+    except ModelError as error:
+        raise ModelError(f"{run}: its checkpoint cannot be read ({error}); start again with --overwrite.") from error
+    load_checkpoint(run, parts, optimizer)
+    return state
+
+
+def load_checkpoint(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:
+    """Restore the parts and the optimizer from the last checkpoint.
+
+    Raises
+    ------
+    ModelError
+        The checkpoint is damaged or belongs to another network or store.
+    """
+    try:
         tensors = load_file(run / LAST)
         for part, holder in parts.items():
             prefix = f"{part}."
@@ -142,7 +164,22 @@ def load_progress(run: Path, parts: Mapping[str, nn.Module | Tensor], optimizer:
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{run}: its checkpoint cannot be read ({error}); start again with --overwrite.") from error
-    return state
+
+
+def read_checkpoint_text(run: Path) -> str:
+    """Return the document of the last checkpoint, as JSON.
+
+    Raises
+    ------
+    ModelError
+        There is no checkpoint, or it is damaged.
+    """
+    try:
+        os.close(open_regular(run / LAST))  # safetensors waits for the other end of a pipe
+        with safe_open(run / LAST, framework="pt") as file:
+            return str(file.metadata()["state"])
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{run}: has no checkpoint of a training run ({error}).") from error
 
 
 def read_state(run: Path) -> State:
@@ -154,9 +191,7 @@ def read_state(run: Path) -> State:
         There is no checkpoint, or it is damaged.
     """
     try:
-        os.close(open_regular(run / LAST))  # safetensors waits for the other end of a pipe
-        with safe_open(run / LAST, framework="pt") as file:
-            document = from_json(_StateDocument, file.metadata()["state"], LAST, error=ModelError)
+        document = from_json(_StateDocument, read_checkpoint_text(run), LAST, error=ModelError)
         return State(
             epoch=document.epoch,
             seconds=document.seconds,
@@ -166,7 +201,7 @@ def read_state(run: Path) -> State:
             tally=document.tally,
             scaler=document.scaler,
         )
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{run}: has no checkpoint of a training run ({error}).") from error
 
 

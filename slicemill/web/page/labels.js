@@ -117,15 +117,17 @@ function labelRow(label, voxels, voxelMl, mask, onChange) {
     label.isShown = box.checked;
     onChange(label);
   });
-  const sample = make(
-    "span",
-    "",
-    `sample ${label.pattern === SOLID ? "solid" : label.pattern === DASHED ? "dashed" : "dotted"}`,
-  );
-  sample.style.color = `rgb(${label.color.join(" ")})`;
+  const sample = labelSample(label);
   const volume = voxels === undefined ? "" : `${formatMl(voxels * voxelMl)} ml`;
   row.append(box, sample, make("span", label.shownName, "name"), make("span", volume, "number"));
   return row;
+}
+
+/** Return a sample of a label's outline. @param {ShownLabel} label */
+export function labelSample({ color, pattern }) {
+  const sample = make("span", "", `sample ${pattern === SOLID ? "solid" : pattern === DASHED ? "dashed" : "dotted"}`);
+  sample.style.color = `rgb(${color.join(" ")})`;
+  return sample;
 }
 
 /** @param {number} ml */

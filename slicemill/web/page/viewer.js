@@ -151,6 +151,7 @@ export class Viewer {
     this.listLabels(progress, info);
     this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
     void this.loadParts();
+    this.surface.load(this.labels, progress.masks); // after the table, which is wanted first
     this.showReading(progress, info);
     this.update();
   }
@@ -163,7 +164,6 @@ export class Viewer {
       this.overlays = makeOverlays(this.labels, info.masks.length);
       this.update();
     });
-    this.surface.load(this.labels, progress.masks);
   }
 
   /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */

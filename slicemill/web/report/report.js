@@ -4,7 +4,7 @@
 import { PRESETS } from "../page/controls.js";
 import { clean, make, makeButton, makeOption } from "../page/dom.js";
 import { moved, sectionSize, wholeView, zoomed } from "../page/geometry.js";
-import { listLabels, makeOverlays } from "../page/labels.js";
+import { labelSample, listLabels, makeOverlays } from "../page/labels.js";
 import { Pane } from "../page/pane.js";
 import { windowTable } from "../page/render.js";
 
@@ -66,6 +66,7 @@ class Report {
       masks.map(() => null),
       [],
     );
+    this.labels = labels;
     this.overlays = makeOverlays(labels, masks.length);
     this.size = sectionSize("axial", record.shape, record.spacing_mm);
     this.view = wholeView(this.size);
@@ -127,9 +128,23 @@ class Report {
     slider.max = String(record.slices.length);
     slider.setAttribute("aria-label", "Slice");
     slider.addEventListener("input", () => this.goTo(slider.valueAsNumber - 1));
-    box.append(bar, this.pane.element, slider, this.text);
+    box.append(bar, this.pane.element, slider, this.text, this.legend());
     this.showPointer(null);
     this.draw();
+  }
+
+  /** Return the list of labels with their outlines. */
+  legend() {
+    const { masks } = this.record;
+    const list = make("p", "", "slices-legend");
+    for (const label of this.labels) {
+      const sample = labelSample(label);
+      const mask = masks.length > 1 ? `${clean(masks[label.mask])}: ` : "";
+      const item = make("span", "", "slices-label");
+      item.append(sample, make("span", `${mask}${label.shownName}`));
+      list.append(item);
+    }
+    return list;
   }
 
   /** @param {() => void} action */

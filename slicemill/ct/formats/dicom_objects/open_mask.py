@@ -75,7 +75,7 @@ def _list_references(dataset: Any) -> References:
 
 
 def read_part_names(location: Location) -> tuple[NamedPart, ...]:
-    """Return the numbers and names of the segments of a SEG, or of the structures of an RTSTRUCT.
+    """Return the numbers and names of the segments of a SEG, without its background 0, or of an RTSTRUCT's structures.
 
     Raises
     ------
@@ -87,7 +87,8 @@ def read_part_names(location: Location) -> tuple[NamedPart, ...]:
     with OpenFile(file) as opened:
         dataset = read_dataset(opened, file, pixels=False)
     with report_damage(file):
-        segments = [(one.SegmentNumber, one.get("SegmentLabel")) for one in dataset.get("SegmentSequence") or []]
+        listed = dataset.get("SegmentSequence") or []
+        segments = [(one.SegmentNumber, one.get("SegmentLabel")) for one in listed if int(one.SegmentNumber) != 0]
         structures = [(one.ROINumber, one.get("ROIName")) for one in dataset.get("StructureSetROISequence") or []]
         return tuple(NamedPart(int(number), str(name or "")) for number, name in (*segments, *structures))
 

@@ -1,0 +1,181 @@
+"""Judges candidates with a classifier: crops of several scans in one batch, and what is written about each."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.errors import ConfigError
+from slicemill.ct.crops import SIDE, cut_crop
+from slicemill.ct.labels import Labels
+from slicemill.infer.candidates.find import REACH_MM, Lump, LumpCounts, find_lumps
+from slicemill.infer.candidates.records import CandidateRow, ScanCandidates
+from slicemill.infer.inputs.jobs import LoadedScan
+from slicemill.infer.network.classifier import BATCH, Classifier, CropScores
+from slicemill.infer.slices.assembly import Segmentation
+from slicemill.store.model_card import ModelInfo
+
+Crops = npt.NDArray[np.int16]
+
+
+@dataclass(eq=False, kw_only=True)
+class _Request:
+    """Crops of one scan, up to BATCH, and their scores or the error, once they are there."""
+
+    crops: Crops
+    scores: CropScores | None = None
+    error: Exception | None = None
+
+
+@dataclass(kw_only=True)
+class SharedClassifier:
+    """A classifier that several threads use: one runs at a time, on the crops of all that wait."""
+
+    classifier: Classifier
+    _waiting: list[_Request] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    batches: int = 0
+    """Batches that were run."""
+
+    def score(self, crops: Crops) -> CropScores:
+        """Return the probabilities of at most BATCH crops int16[n, 48, 48, 48]."""
+        request = _Request(crops=crops)
+        with self._lock:
+            self._waiting.append(request)
+        with self._turn:
+            while request.scores is None and request.error is None:
+                self._run(self._take())
+        if request.error is not None:
+            raise request.error
+        assert request.scores is not None  # noqa: S101 (for mypy: the loop ended)
+        return request.scores
+
+    def _take(self) -> list[_Request]:
+        """Take the requests that fit into a batch, the first ones first."""
+        with self._lock:
+            taken, count = 0, 0
+            while taken < len(self._waiting) and (not taken or count + len(self._waiting[taken].crops) <= BATCH):
+                count += len(self._waiting[taken].crops)
+                taken += 1
+            requests, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return requests
+
+    def _run(self, requests: Sequence[_Request]) -> None:
+        self.batches += 1
+        try:
+            scores = self.classifier.run(np.concatenate([request.crops for request in requests]))
+        except Exception as error:  # noqa: BLE001 (onnxruntime raises many types; each scan of the batch fails with it)
+            for request in requests:
+                request.error = error
+            return
+        first = 0
+        for request in requests:
+            part = slice(first, first + len(request.crops))
+            malignancy = None if scores.malignancy is None else scores.malignancy[part]
+            request.scores = CropScores(scores.nodule[part], malignancy)
+            first = part.stop
+
+
+class CandidateJudge:
+    """Finds the candidates of a segmented scan and judges them; safe to use from several threads."""
+
+    def __init__(self, model: ModelInfo, classifier: Classifier) -> None:
+        """Check that the model outputs a probability of tumor.
+
+        Raises
+        ------
+        ConfigError
+            It does not.
+        """
+        if model.labels.tumor is None or not (model.gives_tumor or model.gives_probability):
+            raise ConfigError(
+                "--classifier: candidates are lumps of the probability of tumor, and the segmentation model outputs "
+                "none. Name the label of nodules as tumor, or export it with --probability.",
+                where=model.name,
+            )
+        self._model = model
+        self.shared = SharedClassifier(classifier=classifier)
+        self.organ, self._values = find_organ(model.labels)
+        self.warning = ""
+        trained_on = classifier.card.segmentation_sha256
+        if trained_on is not None and trained_on != model.sha256:
+            self.warning = f"the classifier {classifier.path.name} was trained on candidates of another segmentation"
+
+    @property
+    def classifier(self) -> Classifier:
+        """Return the classifier."""
+        return self.shared.classifier
+
+    def judge(self, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanCandidates:
+        """Return the candidates of a scan whose labels are not post-processed yet, the most probable first.
+
+        `name` is the relative path of the scan's mask.
+        """
+        probability = segmentation.tumor_probability
+        assert probability is not None  # noqa: S101 (the model outputs it)
+        label = segmentation.label if self.organ is not None else None
+        lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
+        rows: list[CandidateRow] = []
+        for first in range(0, len(lumps), BATCH):
+            rows += self._score(loaded, lumps[first : first + BATCH])
+        # equal probabilities keep the order of the lumps
+        rows.sort(key=lambda row: -row.probability)
+        return ScanCandidates(
+            scan=name,
+            model_sha256=self._model.sha256,
+            classifier=self.classifier.path.name,
+            classifier_sha256=self.classifier.sha256,
+            thresholds=dict(self.classifier.card.thresholds),
+            found=counts.found,
+            outside_organ=counts.outside_organ,
+            merged=counts.merged,
+            cut=counts.cut,
+            warnings=tuple(filter(None, [self.warning, self._explain(counts)])),
+            candidates=tuple(replace(row, number=number) for number, row in enumerate(rows, start=1)),
+        )
+
+    def _score(self, loaded: LoadedScan, lumps: Sequence[Lump]) -> list[CandidateRow]:
+        crops = np.empty((len(lumps), SIDE, SIDE, SIDE), dtype=np.int16)
+        for crop, lump in zip(crops, lumps, strict=True):
+            crop[...] = cut_crop(loaded.volume, loaded.grid.affine_lps, lump.xyz_mm)
+        scores = self.shared.score(crops)
+        malignancy = [None] * len(lumps) if scores.malignancy is None else scores.malignancy.tolist()
+        return [
+            CandidateRow(
+                number=0,
+                x_mm=lump.xyz_mm[0],
+                y_mm=lump.xyz_mm[1],
+                z_mm=lump.xyz_mm[2],
+                probability=nodule,
+                diameter_mm=lump.diameter_mm,
+                volume_ml=lump.volume_ml,
+                slice=lump.slice,
+                peak=lump.peak,
+                malignancy=malignant,
+            )
+            for lump, nodule, malignant in zip(lumps, scores.nodule.tolist(), malignancy, strict=True)
+        ]
+
+    def _explain(self, counts: LumpCounts) -> str:
+        """Return what was taken away, as a phrase; empty if nothing was."""
+        parts = []
+        if counts.outside_organ:
+            parts.append(f"{counts.outside_organ} candidates farther than {REACH_MM:g} mm from the {self.organ}")
+        if counts.cut:
+            parts.append(f"{counts.cut} candidates of the lowest peak, beyond the limit of a scan")
+        return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def find_organ(labels: Labels) -> tuple[str | None, tuple[int, ...]]:
+    """Return the name of the organ that candidates must be near, and its label values; None if the model has none.
+
+    >>> find_organ(Labels({"lung": 1, "nodule": 2}, tumor="nodule"))
+    ('lung', (1,))
+    """
+    organ = labels.organ or next((name for name in labels.values if name.lower() in ("lung", "lungs")), None)
+    if organ is None:
+        return None, ()
+    return organ, (labels.values[organ],)

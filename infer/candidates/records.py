@@ -1,0 +1,123 @@
+"""The files of candidates: one JSON next to each mask, and a table and a JSON of all scans of a run.
+
+``candidates.csv`` has LUNA16's columns (``seriesuid,coordX,coordY,coordZ,probability``) and further ones, so that the
+challenge's program and `slicemill froc` read it. Every candidate is in it, whatever its probability.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from slicemill.common.documents import read_document, to_document
+from slicemill.common.files import write_csv, write_json
+from slicemill.ct.formats.names import strip_suffix
+
+ENDING = ".candidates.json"
+"""End of the file next to a mask."""
+TABLES = re.compile(r"candidates(-\d+-of-\d+)?\.(json|csv)")
+COLUMNS = (
+    "seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm", "volume_ml", "slice", "malignancy"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRow:
+    """One candidate."""
+
+    number: int
+    """1 for the most probable."""
+    x_mm: float
+    """Center in LPS mm."""
+    y_mm: float
+    z_mm: float
+    probability: float
+    """Probability of a nodule, by the classifier."""
+    diameter_mm: float
+    """Diameter of the ball of its volume."""
+    volume_ml: float
+    slice: int
+    """Slice of the center, from the lowest, 0."""
+    peak: float
+    """Highest probability of the segmentation."""
+    malignancy: float | None = None
+    """Probability that the nodule is malignant; None if the classifier does not output it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanCandidates:
+    """The candidates of one scan. The fields are the keys of its JSON, in this order."""
+
+    scan: str
+    """Relative path of the scan's mask."""
+    model_sha256: str
+    """Hash of the segmentation model."""
+    classifier: str
+    """File name of the classifier."""
+    classifier_sha256: str
+    thresholds: dict[str, float]
+    """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
+    found: int
+    """Lumps of the segmentation's probability."""
+    outside_organ: int
+    """Lumps that were left out, because they are too far from the organ."""
+    merged: int
+    """Lumps that became part of another."""
+    cut: int
+    """Lumps that were left out beyond the limit of a scan."""
+    warnings: tuple[str, ...] = ()
+    candidates: tuple[CandidateRow, ...]
+    """The most probable first."""
+
+
+def is_candidate_table(name: str) -> bool:
+    """Return whether a relative path in an output folder is that of a run's candidates.
+
+    >>> is_candidate_table("candidates.csv"), is_candidate_table("p1/candidates.csv")
+    (True, False)
+    """
+    return TABLES.fullmatch(name) is not None
+
+
+def write_candidate_tables(out: Path, stems: Sequence[str], part: str = "") -> int:
+    """Write the candidates of all scans of a run as CSV and JSON, from the files next to their masks.
+
+    Parameters
+    ----------
+    stems
+        Relative paths of the masks without suffix.
+    part
+        End of the files' names, for one of several runs into a folder.
+
+    Returns
+    -------
+    The number of candidates.
+    """
+    scans = [
+        read_document(ScanCandidates, out / f"{stem}{ENDING}")
+        for stem in sorted(stems)
+        if (out / f"{stem}{ENDING}").exists()
+    ]
+    names = name_scans([scan.scan for scan in scans])
+    rows = [
+        dict(zip(COLUMNS, (name, one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
+                           one.slice, one.malignancy), strict=True))
+        for name, scan in zip(names, scans, strict=True)
+        for one in scan.candidates
+    ]  # fmt: skip
+    write_csv(out / f"candidates{part}.csv", rows, COLUMNS)
+    write_json(out / f"candidates{part}.json", {"scans": [to_document(scan) for scan in scans]})
+    return len(rows)
+
+
+def name_scans(masks: Sequence[str]) -> list[str]:
+    """Return the names of scans in the table: of LUNA16's files the series, with folders where names are not unique.
+
+    >>> name_scans(["subset0/1.3.6.nii.gz", "a/ct.nii.gz", "b/ct.nii.gz"])
+    ['1.3.6', 'a/ct', 'b/ct']
+    """
+    paths = [PurePosixPath(mask) for mask in masks]
+    stems = [path.with_name(strip_suffix(path.name)) for path in paths]
+    times = Counter(stem.name for stem in stems)
+    return [stem.name if times[stem.name] == 1 else str(stem) for stem in stems]

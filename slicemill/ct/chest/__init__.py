@@ -1,0 +1,1 @@
+"""Synthetic chest CTs with lung nodules."""

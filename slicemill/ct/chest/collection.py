@@ -1,0 +1,148 @@
+"""A collection of synthetic chests in the form of LUNA16.
+
+::
+
+    OUT/phantom.json         the settings; the same folder refuses others
+    OUT/scans/NAME.mha       CT
+    OUT/lungs/NAME.mha       3 left lung, 4 right lung, 5 trachea and main bronchi
+    OUT/nodules/NAME.mha     number of the nodule, in the order of the table
+    OUT/annotations.csv      seriesuid, coordX, coordY, coordZ, diameter_mm, kind, place, malignancy
+
+The scan of a case is written after its masks, and the table after all cases, so that what is there is complete.
+A killed run goes on with the first case that is missing.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from slicemill.common.csv_cells import format_csv
+from slicemill.common.documents import to_document
+from slicemill.common.errors import InputError
+from slicemill.common.files import read_json, write_bytes, write_json
+from slicemill.ct.chest.nodules import Nodule
+from slicemill.ct.chest.phantom import make_chest
+from slicemill.ct.chest.plan import Plan, make_plan, make_protocol, to_file_mm
+from slicemill.ct.chest.spec import ChestSpec
+from slicemill.ct.formats.metaimage.write import write_metaimage
+
+VERSION = 1
+"""Raise it when equal settings give other voxels or annotations."""
+COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm", "kind", "place", "malignancy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChestSettings:
+    """The settings of a collection, as phantom.json has them."""
+
+    seed: int
+    size: int
+    version: int = VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertSettings:
+    """The settings of copies of a scan with nodules, as phantom.json has them."""
+
+    seed: int
+    scan_sha256: str
+    lungs_sha256: str
+    version: int = VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """A row of annotations.csv."""
+
+    seriesuid: str
+    coordX: float  # noqa: N815 (the names of LUNA16's columns)
+    coordY: float  # noqa: N815
+    coordZ: float  # noqa: N815
+    diameter_mm: float
+    kind: str
+    place: str
+    malignancy: int
+    """1 malignant, 0 benign."""
+
+
+def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[str]:
+    """Write a collection; yield the name of each case once its files exist. More cases may be added later.
+
+    Raises
+    ------
+    InputError
+        The folder has a collection with other settings.
+    """
+    claim(folder, settings)
+    rows: list[Annotation] = []
+    for number in range(cases):
+        spec = ChestSpec(seed=(settings.seed, number), size=settings.size)
+        plan = make_plan(spec)
+        rows += annotate(spec, plan)
+        if not (folder / "scans" / f"{spec.name}.mha").exists():
+            write_chest(folder, spec, plan)
+        yield spec.name
+    write_annotations(folder / "annotations.csv", rows)
+
+
+def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
+    """Write the settings, or compare them with those of an earlier run.
+
+    Raises
+    ------
+    InputError
+        The earlier ones are others.
+    """
+    place = folder / "phantom.json"
+    wanted = to_document(settings)
+    if not place.exists():
+        write_json(place, wanted)
+        return
+    earlier = read_json(place)
+    if earlier != wanted:
+        raise InputError(
+            f"the folder has phantoms of {_list(earlier)}; requested are {_list(wanted)}. Use another folder.",
+            where=place,
+        )
+
+
+def _list(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def write_chest(folder: Path, spec: ChestSpec, plan: Plan) -> None:
+    """Write the files of a case."""
+    chest = make_chest(spec, plan)
+    name = f"{spec.name}.mha"
+    write_metaimage(folder / "lungs" / name, chest.lungs, chest.affine, compressed=True)
+    write_metaimage(folder / "nodules" / name, chest.nodules, chest.affine, compressed=True)
+    write_metaimage(folder / "scans" / name, chest.image, chest.affine)
+
+
+def annotate(spec: ChestSpec, plan: Plan) -> list[Annotation]:
+    """Return the rows of a case: positions in LPS mm, as the scan's file has them."""
+    protocol = make_protocol(spec, plan.patient)
+    return [annotate_nodule(spec.name, nodule, to_file_mm(spec, protocol, nodule.centroid)) for nodule in plan.nodules]
+
+
+def annotate_nodule(name: str, nodule: Nodule, place_mm: npt.NDArray[np.float64]) -> Annotation:
+    """Return the row of a nodule at x, y, z in LPS mm."""
+    x, y, z = (round(float(mm), 3) for mm in place_mm)
+    return Annotation(
+        seriesuid=name,
+        coordX=x,
+        coordY=y,
+        coordZ=z,
+        diameter_mm=round(nodule.diameter_mm, 3),
+        kind=nodule.kind,
+        place=nodule.place,
+        malignancy=int(nodule.malignant),
+    )
+
+
+def write_annotations(path: Path, rows: list[Annotation]) -> None:
+    """Write annotations.csv."""
+    write_bytes(path, format_csv([to_document(row) for row in rows], COLUMNS).encode())

@@ -1,0 +1,138 @@
+"""Metadata of a model of kind `crops`, which judges candidates, contract version 1.
+
+Such a model takes cubes around points (`slicemill.ct.crops`) instead of slices. Its metadata are one JSON object under
+the same key of the ONNX file as those of a segmentation model (`slicemill.store.model_card`), whose metadata have no
+`kind`. Each kind has a contract version of its own.
+
+The graph has the input ``crop`` int16[n, 48, 48, 48], HU, axes z, y, x of LPS+, and the outputs ``nodule`` float32[n]
+and optionally ``malignancy`` float32[n], probabilities. Window and normalization are inside the graph.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
+
+from slicemill.common.documents import from_document, to_document
+from slicemill.common.errors import InputError, ModelError
+from slicemill.common.files import parse_json
+from slicemill.ct.crops import CROP_MM, SPACING_MM
+from slicemill.ct.window import Window
+
+KIND = "crops"
+CROP_CONTRACT = 1
+INPUT, NODULE, MALIGNANCY = "crop", "nodule", "malignancy"
+"""Names of the graph's input and outputs."""
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class CropParity(TypedDict):
+    """Result of comparing onnxruntime's probabilities with torch's."""
+
+    crops: int
+    max_probability_difference: float
+    limit: float
+
+
+class CropTraining(TypedDict, total=False):
+    """Summary of the training."""
+
+    epochs: int
+    minutes: float
+    best_epoch: int
+    validation: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropCard:
+    """The metadata of a model of kind `crops`, in the order of the keys in the file."""
+
+    kind: Literal["crops"] = "crops"
+    contract: int = CROP_CONTRACT
+    crop_mm: float = CROP_MM
+    """Side of the cube, mm."""
+    spacing_mm: float = SPACING_MM
+    """Distance of its samples, mm."""
+    window_hu: tuple[float, float]
+    """HU range to which the graph clips its input."""
+    thresholds: dict[str, Probability] = field(default_factory=dict)
+    """Threshold of `nodule` by false alarms a scan on validation, like ``{"1": 0.83, "4": 0.61}``; empty if unknown."""
+    segmentation_sha256: Sha256 | None = None
+    """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
+    parity: CropParity | None = None
+    training: CropTraining | None = None
+    store_sha256: str | None = None
+    license: str | None = None
+    weights_sha256: str | None = None
+    versions: dict[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the metadata as plain JSON values; what is unknown is left out."""
+        return {key: value for key, value in to_document(self).items() if value is not None}
+
+
+def decode_crop_metadata(text: str, where: str) -> CropCard:
+    """Parse and check the metadata of a model of kind `crops`.
+
+    Parameters
+    ----------
+    text : str
+        JSON.
+    where : str
+        The file, for messages.
+
+    Raises
+    ------
+    ModelError
+        The model is of another kind or contract version, or its metadata are invalid.
+    """
+    try:
+        document = parse_json(text)
+    except ValueError as error:
+        raise ModelError(f"its slicemill metadata are not JSON ({error}); export it again.", where=where) from error
+    if not isinstance(document, dict) or not is_crop_metadata(document):
+        raise ModelError(
+            "segments slices; a classifier of candidates is needed, a model of kind crops. Write one with `slicemill "
+            "train --crops` and `slicemill export`.",
+            where=where,
+        )
+    if document.get("contract") != CROP_CONTRACT:
+        raise ModelError(
+            f"has contract {document.get('contract')} of kind crops; this version of slicemill supports "
+            f"{CROP_CONTRACT}. Export it again.",
+            where=where,
+        )
+    card = from_document(CropCard, document, f"{where}: its slicemill metadata are damaged", error=ModelError)
+    if (card.crop_mm, card.spacing_mm) != (CROP_MM, SPACING_MM):
+        raise ModelError(
+            f"takes crops of {card.crop_mm:g} mm with samples every {card.spacing_mm:g} mm; this version of slicemill "
+            f"supports {CROP_MM:g} and {SPACING_MM:g} mm. Export it again.",
+            where=where,
+        )
+    try:
+        Window(*card.window_hu)
+    except InputError as error:
+        raise ModelError(str(error), where=where) from error
+    unusable = [key for key in card.thresholds if not _is_rate(key)]
+    if unusable:
+        raise ModelError(f"thresholds: {unusable[0]!r} is not a number of false alarms a scan.", where=where)
+    return card
+
+
+def is_crop_metadata(document: object) -> bool:
+    """Return whether decoded metadata are those of a model of kind `crops`."""
+    return isinstance(document, dict) and document.get("kind") == KIND
+
+
+def _is_rate(text: str) -> bool:
+    """Return whether text is a number of false alarms a scan.
+
+    >>> _is_rate("0.125"), _is_rate("nan"), _is_rate("many")
+    (True, False, False)
+    """
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False

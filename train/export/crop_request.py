@@ -1,0 +1,98 @@
+"""Options of the command `export` for a run that trained a classifier."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicemill.common.errors import ModelError, UsageError
+from slicemill.common.files import sha256_of_file
+from slicemill.store.crop_card import CropCard, CropParity
+from slicemill.store.model_card import METADATA_KEY, decode_metadata
+from slicemill.store.nodules_file import BUNDLE_SUFFIX, write_bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropExportRequest:
+    """Which classifier to write, and how."""
+
+    run: Path
+    """Folder of a run of `slicemill train --crops`."""
+    model: Path
+    """ONNX file to write, or a file NAME.nodules of both models."""
+    store: Path | None = None
+    """Store for the crops of the parity check, if the run's were deleted; None takes that of the run."""
+    segmentation: Path | None = None
+    """Segmentation model whose candidates the classifier was trained on."""
+
+    def __post_init__(self) -> None:
+        """Check the name of the file.
+
+        Raises
+        ------
+        UsageError
+            It has another ending, or a file of both models lacks the segmentation model.
+        """
+        if self.model.suffix not in (".onnx", BUNDLE_SUFFIX):
+            raise UsageError(f"{self.model}: the name of a classifier must end in .onnx or {BUNDLE_SUFFIX}.")
+        if self.model.suffix == BUNDLE_SUFFIX and self.segmentation is None:
+            raise UsageError(f"{self.model}: holds two models; pass --segmentation SEG.onnx, too.")
+
+    def write(self) -> CropCard:
+        """Write the file and return the metadata of the classifier."""
+        from slicemill.train.export.crop_model import export_crops
+
+        if self.segmentation is None:
+            return export_crops(self.run, self.model, store_path=self.store)
+        sha256 = check_segmentation(self.segmentation)
+        if self.model.suffix == ".onnx":
+            return export_crops(self.run, self.model, store_path=self.store, segmentation_sha256=sha256)
+        with tempfile.TemporaryDirectory() as folder:
+            classifier = Path(folder) / "classifier.onnx"
+            card = export_crops(self.run, classifier, store_path=self.store, segmentation_sha256=sha256)
+            write_bundle(self.model, self.segmentation, classifier)
+        return card
+
+    def check(self) -> CropParity:
+        """Compare an existing file with the network.
+
+        Raises
+        ------
+        UsageError
+            The file holds two models.
+        """
+        from slicemill.train.export.crop_model import check_crops
+
+        if self.model.suffix == BUNDLE_SUFFIX:
+            raise UsageError(f"{self.model}: --check compares the ONNX file of a classifier; unzip it first.")
+        return check_crops(self.run, self.model, store_path=self.store)
+
+    def describe(self, parity: CropParity | None) -> str:
+        """Return a line about the file and its parity."""
+        line = f"{self.model}: {self.model.stat().st_size / 1e6:.1f} MB"
+        if parity is None:
+            return line
+        return (
+            f"{line}; probabilities of {parity['crops']} crops differ by at most "
+            f"{parity['max_probability_difference']:.2g} (limit {parity['limit']:g})"
+        )
+
+
+def check_segmentation(path: Path) -> str:
+    """Return the hash of a segmentation model.
+
+    Raises
+    ------
+    ModelError
+        It is not one.
+    """
+    from slicemill.train.export.onnx_graph import load_checked_onnx
+
+    try:
+        model = load_checked_onnx(path)
+    except Exception as error:
+        raise ModelError(f"is not an ONNX model ({error}).", where=path) from error
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    if text is None:
+        raise ModelError("has no slicemill metadata; pass a model of `slicemill export`.", where=path)
+    decode_metadata(text, str(path))
+    return sha256_of_file(path)
