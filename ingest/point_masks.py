@@ -169,6 +169,7 @@ def _make_point(row: PointRow, number: int) -> Point:
         malignancy=row.malignancy,
         readers=row.readers,
         further=row.further,
+        words=row.words,
     )
 
 

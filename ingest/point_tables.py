@@ -3,15 +3,15 @@
 A row names its scan in the column ``seriesuid`` or ``case_id``, and has ``coordX``, ``coordY``, ``coordZ`` in LPS mm.
 Spreadsheets' separators, decimal commas, line ends and byte order marks are read (`slicemill.common.tables`).
 
-Further columns are kept by name if they have numbers. Text could name a person and is not kept; neither is a number in
-a column whose name says that it identifies one.
+Further columns are kept by name if they have numbers, or words of NODULE_WORDS. Other text could name a person and is
+not kept; neither is a number in a column whose name says that it identifies one.
 """
 
 import hashlib
 import math
 import re
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from slicemill.common.files import Location, sha256_of_json
 from slicemill.common.progress import progress
 from slicemill.common.table_stream import iterate_table
 from slicemill.common.tables import Row, read_table
-from slicemill.ct.points import CANDIDATE_COLUMNS, PointKind
+from slicemill.ct.points import CANDIDATE_COLUMNS, NODULE_WORDS, PointKind
 from slicemill.store.case import LeftOutPoint, PointTable
 
 NAMES = ("seriesuid", "case_id")
@@ -55,6 +55,7 @@ class PointRow:
     malignancy: float | None = None
     readers: int | None = None
     further: Mapping[str, float] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +122,42 @@ def read_points(path: Location, kind: PointKind) -> PointList:
     required = (*POSITION, DIAMETER) if kind == "nodule" else POSITION
     optional = (*NAMES, DIAMETER, *MALIGNANCY, "readers")
     rows = read_table(path, required=required, optional=optional, keeps_further=True)
-    kept, notes = _choose_columns(path, rows, {*POSITION, *optional})
-    return PointList(rows=tuple(_parse_point(path, row, kind, kept) for row in rows), notes=tuple(notes))
+    columns = _choose_columns(path, rows, {*POSITION, *optional})
+    return PointList(rows=tuple(_parse_point(path, row, kind, columns) for row in rows), notes=columns.notes)
 
 
-def _choose_columns(path: Location, rows: list[Row], known: set[str]) -> tuple[list[str], list[str]]:
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Further columns of a table."""
+
+    numbers: tuple[str, ...]
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+    """About columns that are not kept."""
+
+
+def _choose_columns(path: Location, rows: list[Row], known: set[str]) -> _Columns:
     """Return the further columns that are kept, and notes about the others."""
     further = [name for name in (rows[0].cells if rows else ()) if name not in known]
     naming = [name for name in further if IDENTIFYING.search(name)]
-    text = [name for name in further if name not in naming and not all(_is_number(row, name) for row in rows)]
+    numbers = [name for name in further if name not in naming and all(_is_number(row, name) for row in rows)]
+    rest = [name for name in further if name not in (*naming, *numbers)]
+    words = [name for name in rest if all(_read_word(row, name) in ("", *NODULE_WORDS) for row in rows)]
+    text = [name for name in rest if name not in words]
     notes = [
-        f"{path.name}: the column {name} is not kept: it may identify a person"
-        for name in naming
-    ] + [f"{path.name}: the column {name} is not kept: it has text" for name in text]  # fmt: skip
-    return [name for name in further if name not in (*naming, *text)], notes
+        *(f"{path.name}: the column {name} is not kept: it may identify a person" for name in naming),
+        *(f"{path.name}: the column {name} is not kept: it has text" for name in text),
+    ]
+    return _Columns(numbers=tuple(numbers), words=tuple(words), notes=tuple(notes))
+
+
+def _read_word(row: Row, column: str) -> str:
+    """Return a cell as NODULE_WORDS has it.
+
+    >>> _read_word(Row(2, {"kind": "Ground glass"}), "kind")
+    'ground-glass'
+    """
+    return re.sub(r"[\s_-]+", "-", row.cells[column].lower())
 
 
 def _is_number(row: Row, column: str) -> bool:
@@ -162,7 +185,7 @@ def _number(row: Row, column: str) -> float | None:
     return value
 
 
-def _parse_point(path: Location, row: Row, kind: PointKind, further: Iterable[str]) -> PointRow:
+def _parse_point(path: Location, row: Row, kind: PointKind, columns: _Columns) -> PointRow:
     column = ""
     try:
         position = []
@@ -183,7 +206,7 @@ def _parse_point(path: Location, row: Row, kind: PointKind, further: Iterable[st
         raise InputError(
             f"{path}, line {row.line}: must have a number in {column}; it has {row.cells.get(column, '')!r}."
         ) from None
-    numbers = {name: _number(row, name) for name in further}
+    numbers = {name: _number(row, name) for name in columns.numbers}
     return PointRow(
         line=row.line,
         names=_find_names(path, row),
@@ -193,6 +216,7 @@ def _parse_point(path: Location, row: Row, kind: PointKind, further: Iterable[st
         malignancy=malignancy,
         readers=None if readers is None else int(readers),
         further={name: value for name, value in numbers.items() if value is not None},
+        words={name: word for name in columns.words if (word := _read_word(row, name))},
     )
 
 

@@ -31,7 +31,7 @@ ENTRIES = (
     Entry("slicemill.train.cli", "train", TRAIN, TORCH),
     Entry("slicemill.train.cli", "export", TRAIN, TORCH),
     Entry("slicemill.infer.cli", "tune", TRAIN, ONNX),
-    Entry("slicemill.train.cli", "split", TRAIN),
+    Entry("slicemill.train.split_command", "split", TRAIN),
     Entry("slicemill.train.cli", "gallery", TRAIN),
     Entry("slicemill.infer.cli", "infer", APPLY, ONNX),
     Entry("slicemill.web.cli", "view", APPLY),

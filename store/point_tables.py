@@ -150,7 +150,7 @@ def make_point_rows(info: CaseInfo) -> list[dict[str, object]]:
             "mask": point.mask,
             "volume_ml": point.volume_ml,
             "flags": "; ".join(point.flags),
-            **{f"further_{name}": value for name, value in point.further.items()},
+            **{f"further_{name}": value for name, value in (*point.further.items(), *point.words.items())},
         }
         for point in info.points or ()
     ]
@@ -158,10 +158,21 @@ def make_point_rows(info: CaseInfo) -> list[dict[str, object]]:
 
 def write_points(root: Location, rows: list[dict[str, object]]) -> None:
     """Write the table of points."""
-    further = sorted({name for row in rows for name in row} - set(POINT_SCHEMA.names))
-    schema = pa.schema([*POINT_SCHEMA, *((name, pa.float64()) for name in further)])
+    further: dict[str, pa.DataType] = {}
+    for row in rows:
+        for name in row.keys() - set(POINT_SCHEMA.names):
+            is_word = isinstance(row[name], str) or further.get(name) == pa.string()
+            further[name] = pa.string() if is_word else pa.float64()
+    words = {name for name, kind in further.items() if kind == pa.string()}
+    rows = [{name: _as_text(value) if name in words else value for name, value in row.items()} for row in rows]
+    schema = pa.schema([*POINT_SCHEMA, *sorted(further.items())])
     with atomic_write(root / f"{POINTS}.parquet") as aside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside)
+
+
+def _as_text(value: object) -> object:
+    """Return a value of a column that has words: another ingest may have found numbers in it."""
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def make_candidate_table(case: Case) -> pa.Table | None:

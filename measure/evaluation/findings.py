@@ -108,7 +108,8 @@ def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str
     if bare:
         raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
     nodules = {case.case_id: [point for point in case.points or () if point.kind == "nodule"] for case in cases}
-    if group is not None and not any(group in point.further for points in nodules.values() for point in points):
+    known = {name for points in nodules.values() for point in points for name in (*point.further, *point.words)}
+    if group is not None and group not in known:
         raise InputError(f"no finding has the column {group}; leave out --by.", where=root)
     return Findings(
         scans=tuple(ids),
@@ -130,7 +131,7 @@ def _stack(points: Sequence[Point]) -> Floats:
 
 def _name_group(column: str, point: Point) -> str:
     value = point.further.get(column)
-    return f"{column} {'not given' if value is None else f'{value:g}'}"
+    return f"{column} {point.words.get(column, 'not given') if value is None else f'{value:g}'}"
 
 
 def read_groups(path: Path, column: str) -> dict[str, tuple[str, ...]]:

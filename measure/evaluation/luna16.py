@@ -94,7 +94,9 @@ def _choose_parts(findings: Findings) -> dict[str, Chosen]:
             for sizes in [_diameters(points)]
         }
     for group in sorted({name for names in findings.groups.values() for name in names}):
-        parts[group] = {scan: np.array([name == group for name in names]) for scan, names in findings.groups.items()}
+        parts[group] = {
+            scan: np.array([name == group for name in names], dtype=bool) for scan, names in findings.groups.items()
+        }
     return parts
 
 

@@ -22,6 +22,16 @@ UNKNOWN_DIAMETER_MM = 10.0
 """Diameter of findings of unknown size, as LUNA16's program takes it."""
 
 
+NODULE_WORDS = frozenset(
+    (
+        *("solid", "part-solid", "subsolid", "semi-solid", "non-solid", "ground-glass", "calcified", "mixed"),
+        *("free", "isolated", "juxtavascular", "juxtapleural", "vessel", "pleura", "fissure"),
+        *("spherical", "lobulated", "spiculated", "smooth", "benign", "malignant"),
+    )
+)
+"""Words about nodules that a store keeps. Any other text could name a person."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A finding that is known by its center."""
@@ -45,6 +55,8 @@ class Point:
     """What is unusual about its mask, as phrases."""
     further: Mapping[str, float] = field(default_factory=dict)
     """Further columns of the source with numbers."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of the source with words of NODULE_WORDS."""
 
 
 def mm_to_voxel(affine: Floats, xyz_mm: npt.ArrayLike) -> Floats:

@@ -159,12 +159,15 @@ def test_a_candidate_that_is_none_is_refused(cells, message, tmp_path):
 
 
 def test_further_columns_are_kept_unless_they_could_name_a_person(luna, tmp_path):
-    header = (*HEADER, "malignancy", "readers", "texture", "patient_age", "birthdate", "comment")
-    row = (UID.format(1), *place(CENTERS[1][0]), 9.0, "3,5".replace(",", "."), 4, 2, 61, 19500101, "Mrs X")
+    header = (*HEADER, "malignancy", "readers", "texture", "patient_age", "birthdate", "comment", "kind", "place")
+    row = (UID.format(1), *place(CENTERS[1][0]), 9.0, 3.5, 4, 2, 61, 19500101, "Mrs X", "Ground glass", "pleura")
     table(luna, row, header=header)
     store, collection = convert(luna, tmp_path)
     (point,) = store[UID.format(1)].points
     assert (point.malignancy, point.readers, dict(point.further)) == (3.5, 4, {"texture": 2.0})
+    assert dict(point.words) == {"kind": "ground-glass", "place": "pleura"}
+    reindex(store.root)
+    assert read_table(store.root, "points")[0]["further_kind"] == "ground-glass"
     told = " ".join(collection.notes)
     assert "column birthdate is not kept: it may identify a person" in told
     assert "column comment is not kept: it has text" in told

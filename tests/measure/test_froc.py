@@ -157,6 +157,22 @@ def test_intervals_over_patients_draw_all_scans_of_a_patient_together(banded):
         score_points(*files, patients=banded / "patients.csv")
 
 
+def test_the_findings_of_a_store_are_grouped_by_its_words(tmp_path):
+    table = make_collection(tmp_path / "luna")
+    lines = table.read_text().splitlines()
+    write_rows(table, f"{lines[0]},kind", f"{lines[1]},solid", f"{lines[2]},ground glass")
+    one = IngestRequest(source=tmp_path / "luna", points=table)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    write_rows(
+        tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability",
+        f"{UID.format(1)},{','.join(map(str, place(CENTERS[1][0])))},0.9",
+    )  # fmt: skip
+    parts = score_points(tmp_path / "out.csv", store, group="kind").parts
+    assert (parts["kind solid"].cpm, parts["kind ground-glass"].cpm) == (1, 0)
+
+
 def test_a_store_has_its_findings_scans_and_patients(tmp_path):
     make_collection(tmp_path / "luna")
     one = IngestRequest(source=tmp_path / "luna", points=tmp_path / "luna" / "annotations.csv")
