@@ -278,6 +278,23 @@ def documents(rounds: Annotated[int, typer.Option(help="Interleaved rounds.", mi
 
 
 @bench.command()
+def viewer(
+    slices: Annotated[int, typer.Option(help="Slices of the scan.", min=2)] = 164,
+    side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,
+    rounds: Annotated[int, typer.Option(help="Times that the scan is scrolled through.", min=1)] = 5,
+    browser: Annotated[Path, typer.Option(help="Chromium.")] = Path("/usr/bin/chromium"),
+    json: Json = None,
+) -> None:
+    """Slices per second of the viewer in Chromium, with outlines, and its 3-D picture.
+
+    slicemill bench viewer
+    """
+    from slicemill.bench.stages.viewer import run
+
+    _run_in_folder(lambda folder: run(folder, slices=slices, side=side, rounds=rounds, browser=browser), json)
+
+
+@bench.command()
 def measure(
     slices: Slices = 0,
     side: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=32)] = 512,

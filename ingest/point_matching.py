@@ -63,7 +63,7 @@ def match_points(collection: Collection, names: Mapping[Location, str], files: P
     Raises
     ------
     PairingError
-        No row of the table of nodules names a scan, or two segmentations of lungs have one name.
+        No row of any table names a scan, or two segmentations of lungs have one name.
     InputError
         A table cannot be read.
     """
@@ -77,9 +77,9 @@ def match_points(collection: Collection, names: Mapping[Location, str], files: P
         case_id = matcher.find("points" if row.kind == "nodule" else "excluded", row.names, row.line, 1)
         if case_id is not None:
             rows[case_id].append(row)
-    if not any(row.kind == "nodule" for several in rows.values() for row in several):
-        raise _refuse_all(files.points, found.rows, matcher.unmatched, collection)
     parts = _match_candidates(candidates, matcher)
+    if not rows and not parts:
+        raise _refuse_all(files.points, found.rows, matcher.unmatched, collection)
     lungs = None if files.lungs is None else find_lungs(files.lungs, collection.cases, names)
     cases = []
     for case in collection.cases:

@@ -6,6 +6,7 @@ from typing import Any
 from slicemill.bench.records.dicom import dicom_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
 from slicemill.bench.records.nodule_rules import nodule_rules_table
+from slicemill.bench.records.viewer_table import viewer_table
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
 from slicemill.bench.schema.data import (
@@ -21,6 +22,7 @@ from slicemill.bench.schema.data import (
     ReadingRecord,
     ScaleRecord,
     StoreRecord,
+    ViewerRecord,
     VolumesRecord,
 )
 from slicemill.bench.schema.dicom import DicomIngestRecord
@@ -389,6 +391,7 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     ScaleRecord: scale_table,
     StoreRecord: store_table,
     TrainRecord: train_table,
+    ViewerRecord: viewer_table,
     VolumesRecord: volumes_table,
 }
 """The table of each kind of record."""

@@ -297,6 +297,27 @@ class DocumentsRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="documents
     """Median over the rounds; None if pydantic is not installed."""
 
 
+class ViewerRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="viewer"):
+    """Record of `bench viewer`."""
+
+    slices: int
+    side: int
+    """Pixels along a slice's side."""
+    rounds: int
+    browser: str
+    """Version of Chromium."""
+    load: tuple[float, float]
+    """Load of the machine over a minute, before and after: processes that want a core."""
+    slices_per_second: float
+    """Scrolled slices with outlines, median of the rounds."""
+    frame_ms: float
+    """Median time of a frame while scrolling."""
+    slow_frame_ms: float
+    """Time that 95 % of these frames do not exceed."""
+    turn_ms: float
+    """Median time of a frame while the 3-D picture is turned."""
+
+
 class RuleScore(Struct, frozen=True, kw_only=True):
     """A rule of `bench nodule-rules`."""
 

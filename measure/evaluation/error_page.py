@@ -9,8 +9,7 @@ import numpy.typing as npt
 from slicemill.common.files import write_bytes
 from slicemill.common.html import render
 from slicemill.common.terminal import format_cell
-from slicemill.ct.lesions import find_lesions
-from slicemill.ct.page_slices import SlicedLesion, SlicedMask, make_page_slices
+from slicemill.ct.page_slices import SlicedMask, list_parts, make_page_slices
 from slicemill.measure.evaluation.region import measure_region
 from slicemill.measure.evaluation.score import CaseScores, Rules
 from slicemill.measure.inputs.masks import PairMasks
@@ -37,22 +36,12 @@ def write_error_page(path: Path, case: ErrorCase, viewer_mb: float) -> None:
     masks, labels = case.masks, case.rules.labels
     values = labels.regions()[case.region]
     either = np.isin(masks.truth, values) | np.isin(masks.predicted, values)
-    parts = find_lesions(either, masks.grid.affine_lps)
     slices = make_page_slices(
         case.image,
         [SlicedMask(name="prediction", label=masks.predicted), SlicedMask(name="reference", label=masks.truth)],
         labels,
         masks.grid.spacing_mm,
-        [
-            SlicedLesion(
-                id=part.id,
-                first_z=part.bbox_zyx[0],
-                key_z=part.key_z,
-                last_z=part.bbox_zyx[3] - 1,
-                text=f"{case.region} {part.id}: {part.max_axial_diameter_mm:.1f} mm, slice {part.key_z + 1}",
-            )
-            for part in parts
-        ],
+        list_parts(either, case.region, masks.grid.affine_lps),
         viewer_mb,
     )
     if slices is None:

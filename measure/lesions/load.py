@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
+from slicemill.ct.formats.open import require_unchanged
 from slicemill.ct.geometry import Grid
 from slicemill.ct.mask_files import open_mask_file, read_scan_grid, turn_series
 from slicemill.ct.same_grid import require_same_grid
@@ -52,9 +53,13 @@ def load_case(job: MeasureJob) -> LoadedCase:
     Raises
     ------
     InputError
-        A file cannot be read, scan and mask have different grids, or the label values have no names.
+        A file cannot be read or changes meanwhile, scan and mask have different grids, or the label values have no
+        names.
     """
-    return _load_file(job) if job.case_id is None else _load_stored(job, job.case_id)
+    if job.case_id is not None:
+        return _load_stored(job, job.case_id)
+    with require_unchanged(*job.files()):
+        return _load_file(job)
 
 
 def _load_file(job: MeasureJob) -> LoadedCase:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from isal import igzip
 
 from slicemill.ct.labels import Labels
+from slicemill.ct.lesions import find_lesions
 from slicemill.ct.pictures import label_colors
 
 NEAR = 3
@@ -136,6 +137,20 @@ def make_page_slices(
         lesions=tuple(lesion for lesion in lesions if lesion.key_z in kept),
         data=data,
     )
+
+
+def list_parts(mask: npt.NDArray[np.bool_], name: str, affine_lps: npt.NDArray[np.float64]) -> list[SlicedLesion]:
+    """Return the 26-connected parts of bool[z, y, x], the largest first; `affine_lps` is float64[4, 4]."""
+    return [
+        SlicedLesion(
+            id=part.id,
+            first_z=part.bbox_zyx[0],
+            key_z=part.key_z,
+            last_z=part.bbox_zyx[3] - 1,
+            text=f"{name} {part.id}: {part.max_axial_diameter_mm:.1f} mm, slice {part.key_z + 1}",
+        )
+        for part in find_lesions(mask, affine_lps)
+    ]
 
 
 def describe_labels(labels: Labels) -> tuple[PageLabel, ...]:

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -198,8 +199,8 @@ def _to_json(record: object) -> Response:
 
 
 def _serve(file: PageFile) -> Callable[[Request], Any]:
-    async def serve(_request: Request) -> Response:
-        return Response(file.content, headers={"content-type": file.content_type})
+    async def serve(request: Request) -> Response:
+        return _send_file(file, request)
 
     return serve
 
@@ -209,10 +210,7 @@ def _serve_static(page: PageFiles) -> Callable[[Request], Any]:
         file = page.files.get(request.path_params["name"])
         if file is None or request.path_params["digest"] != page.sha256:
             raise RefusedError(404, "There is no such file.")
-        headers = {"content-type": file.content_type, "cache-control": FOREVER, "vary": "accept-encoding"}
-        if not _accepts_gzip(request):
-            return Response(file.content, headers=headers)
-        return Response(file.packed, headers=headers | {"content-encoding": "gzip"})
+        return _send_file(file, request, {"cache-control": FOREVER})
 
     return serve
 
@@ -220,6 +218,16 @@ def _serve_static(page: PageFiles) -> Callable[[Request], Any]:
 def _accepts_gzip(request: Request) -> bool:
     names = [name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")]
     return "gzip" in names  # a weight, as in gzip;q=0, is not what browsers send, and gets the plain file
+
+
+def _send_file(file: PageFile, request: Request, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """Send a file of the page, as gzip to those that read it."""
+    is_packed = _accepts_gzip(request)
+    packing = {"content-encoding": "gzip"} if is_packed else {}
+    content = file.packed if is_packed else file.content
+    return Response(
+        content, headers={"content-type": file.content_type, "vary": "accept-encoding", **packing, **headers}
+    )
 
 
 async def _explain_refusal(_request: Request, error: Exception) -> Response:

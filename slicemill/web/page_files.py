@@ -31,7 +31,7 @@ class PageFile:
 
     @cached_property
     def packed(self) -> bytes:
-        """Return the content as it is sent to browsers that unpack gzip, which all do."""
+        """Return the content as gzip, which every browser reads."""
         return gzip.compress(self.content, mtime=0)
 
 

@@ -26,7 +26,7 @@ from slicemill.store.layout import FAILURES
 from slicemill.store.tables import reindex
 from slicemill.store.writer import prepare_store
 from slicemill.train.config import Config, read_config, to_toml
-from tests.fuzz import scans, volumes
+from tests.fuzz import dicom, scans, volumes
 from tests.fuzz.damage import NUMBERS, TEXTS, damage_bytes, damage_json, damage_text
 from tests.infer.commands import app
 from tests.infer.networks import CARD, SIDE, write_model, write_threshold
@@ -195,6 +195,7 @@ def attempt_collection(rng: Random, folder: Path) -> None:
 ATTEMPTS: dict[str, Callable[[Random, Path], None]] = {
     "scan": scans.attempt,
     "volume": volumes.attempt,
+    "dicom": dicom.attempt,
     "store": attempt_store,
     "ledger": attempt_ledger,
     "model": attempt_model,

@@ -11,7 +11,7 @@ import pytest
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ingest.params import Params
 from tests.fuzz import __main__ as runner
-from tests.fuzz import scans, volumes
+from tests.fuzz import dicom, scans, volumes
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,10 +31,17 @@ def test_the_samples_of_other_formats_are_sound_too(kind):
     scans.check({role: volumes.SAMPLES[role, kind] for role in ("image", "mask")}, Params(labels=LITS_LABELS))
 
 
+@pytest.mark.parametrize("kind", [*dicom.KINDS])
+def test_the_samples_of_dicom_are_sound_too(kind):
+    files = dicom.sample(kind)
+    assert dicom.check(files, Params(labels=LITS_LABELS)) == 1
+    assert dicom.has_mask(files) == (kind in dicom.MASKS)
+
+
 def test_quick_kinds_hold():
-    done = fuzz("--count", 25, "--kinds", "scan", "volume", "table", "toml")
+    done = fuzz("--count", 25, "--kinds", "scan", "volume", "dicom", "table", "toml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "attempts: scan 25, volume 25, table 25, toml 25" in done.stdout
+    assert "attempts: scan 25, volume 25, dicom 25, table 25, toml 25" in done.stdout
 
 
 @pytest.mark.slow

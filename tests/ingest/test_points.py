@@ -216,6 +216,13 @@ def test_a_table_that_names_no_scan_is_refused(luna, tmp_path):
         request(luna, tmp_path / "store").collection()
 
 
+def test_a_collection_without_nodules_needs_another_row_that_names_a_scan(luna, tmp_path):
+    table(luna, ("someone-else", 0, 0, 0, 5))
+    one = request(luna, tmp_path / "store", excluded=table(luna, (UID.format(1), 0, 0, 0, 5), name="x.csv"))
+    found = {case.case_id: len(case.points.rows) for case in one.collection().cases}
+    assert found == {UID.format(1): 1, UID.format(2): 0, UID.format(3): 0}
+
+
 def test_excluded_findings_are_ignored_with_a_rim(luna, tmp_path):
     place_of = (6, 10, 30)
     table(luna, (UID.format(1), *place(place_of), 6.0), name="excluded.csv")

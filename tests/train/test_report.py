@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -227,12 +228,17 @@ class TestCases:
 
     def test_the_worst_come_first_and_no_case_is_in_both_pictures(self, several, tmp_path):
         setup, network = several
-        found = write_cases(tmp_path, setup, network)
+        written = write_cases(tmp_path, setup, network)
+        found = written.overlaps
         scores = {case_id: np.nanmean([one.dice for one in regions.values()]) for case_id, regions in found.items()}
         order = sorted(scores, key=scores.__getitem__)
         assert [row["case_id"] for row in table_of(tmp_path / "cases.csv")] == order
         for name, case_id in (("worst.png", order[0]), ("best.png", order[-1])):
             self.check_picture(tmp_path / name, setup, network, case_id)
+        assert [case_id for case_id, _ in written.worst] == order[: len(written.worst)]
+        for case_id, slices in written.worst:
+            assert slices.masks == ("prediction", "reference")
+            assert slices.slice_count == len(setup.store[case_id].image)
 
     def check_picture(self, path, setup, network, case_id):
         """The first row of tiles is image, reference and prediction of the case's first key slice."""
@@ -375,8 +381,9 @@ class TestReport:
             patched.setattr(
                 "slicemill.train.report.cases.read_reference", lambda case: np.full(case.image.shape, 255, np.uint8)
             )
-            found = write_cases(run, replace(single, ignored=255), network)
-        assert all(math.isnan(one.dice) for regions in found.values() for one in regions.values())
+            written = write_cases(run, replace(single, ignored=255), network)
+        assert all(math.isnan(one.dice) for regions in written.overlaps.values() for one in regions.values())
+        assert written.worst == ()
         assert not (run / "worst.png").exists()
         (row,) = table_of(run / "cases.csv")
         assert row["dice"] == ""
@@ -387,6 +394,13 @@ class TestReport:
         assert tables.defaults.startswith("context = 3, ")
         assert "batch = " not in tables.defaults
         assert not report.settings_tables(Config()).changed.rows
+
+    def test_the_page_has_the_worst_cases_slice_by_slice(self, trained):
+        text = (trained / REPORT).read_text()
+        assert text.count('<div class="slices" hidden>') == 1, "there is one validation case"
+        assert '"masks": ["prediction", "reference"]' in text
+        assert "pictures of a patient" in text
+        assert len(re.findall("'sha256-[^']+'", text)) == 2
 
     def test_the_report_of_best_weights_can_be_written_again(self, trained, stored, tmp_path):
         run = shutil.copytree(trained, tmp_path / "run")

@@ -1,6 +1,6 @@
 """What a client, a file or an accident can do to `slicemill serve`: no file is left, and the next scan works.
 
-`docs/viewer-safety.md` lists the threats with these tests.
+`docs/guides/serve.md` lists the threats with these tests.
 """
 
 import contextlib

@@ -14,6 +14,8 @@ from slicemill.common.progress import progress
 from slicemill.common.terminal import format_cell
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import mean_without_nan
+from slicemill.ct.page_options import VIEWER_MB
+from slicemill.ct.page_slices import PageSlices, SlicedMask, list_parts, make_page_slices
 from slicemill.ct.pictures import Color, Panel, draw_labels, label_colors, make_montage, render_gray, save_png
 from slicemill.ct.window import Window
 from slicemill.store.case import CaseInfo
@@ -80,21 +82,29 @@ class CaseScores:
 class CasePicture:
     """A candidate for one of the two pictures."""
 
+    case_id: str
     dice: float
     """Mean Dice of the regions."""
     tiles: list[Panel]
+    slices: PageSlices | None
+    """For the page's viewer, of the worst cases so far; None of others."""
 
 
-def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
+@dataclass(frozen=True, kw_only=True)
+class WrittenCases:
+    """The validation cases after the report's pictures were written."""
+
+    overlaps: dict[str, Overlaps]
+    """By case id."""
+    worst: tuple[tuple[str, PageSlices], ...]
+    """Ids and slices of the worst cases, the worst first."""
+
+
+def write_cases(run: Path, setup: Setup, network: nn.Module) -> WrittenCases:
     """Segment the validation cases and write ``cases.csv``, the worst first, ``worst.png`` and ``best.png``.
 
     Cases without a label in reference and prediction have no Dice: they are listed last and are in no picture. No case
     is in both pictures, unless it is the only one.
-
-    Returns
-    -------
-    dict
-        Overlaps by case id.
     """
     network.eval()
     by_case: dict[str, Overlaps] = {}
@@ -108,8 +118,11 @@ def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overla
             score = score_case(case.info, overlaps)
             scores.append(score)
             if score.dice is not None:
-                tiles = draw_case(case, reference, setup.labels.table()[predicted], setup, format_dice(overlaps))
-                candidates.append(CasePicture(dice=score.dice, tiles=tiles))
+                answer = setup.labels.table()[predicted]
+                worse = sum(one.dice <= score.dice for one in candidates)
+                slices = pack_slices(case, reference, answer, setup) if worse < SHOWN else None
+                tiles = draw_case(case, reference, answer, setup, format_dice(overlaps))
+                candidates.append(CasePicture(case_id=case_id, dice=score.dice, tiles=tiles, slices=slices))
                 # Keep only the pictures that may be shown: the first and the last few by Dice.
                 candidates.sort(key=lambda candidate: candidate.dice)
                 del candidates[SHOWN:-SHOWN]
@@ -120,7 +133,23 @@ def write_cases(run: Path, setup: Setup, network: nn.Module) -> dict[str, Overla
         tiles = [tile for one in cases for tile in one.tiles]
         if tiles:
             save_png(run / name, make_montage(tiles, 3))
-    return by_case
+    worst = tuple((one.case_id, one.slices) for one in candidates[:count] if one.slices is not None)
+    return WrittenCases(overlaps=by_case, worst=worst)
+
+
+def pack_slices(case: Case, reference: LabelVolume, predicted: LabelVolume, setup: Setup) -> PageSlices | None:
+    """Return the slices with tumor, or the first label, in reference or prediction; None if not even one fits."""
+    regions = setup.labels.regions()
+    name = setup.labels.tumor or next(iter(regions))
+    either = np.isin(reference, regions[name]) | np.isin(predicted, regions[name])
+    return make_page_slices(
+        case.image[:],
+        [SlicedMask(name="prediction", label=predicted), SlicedMask(name="reference", label=reference)],
+        setup.labels,
+        case.spacing_mm,
+        list_parts(either, name, case.affine),
+        VIEWER_MB / SHOWN,
+    )
 
 
 def sort_worst_first(scores: Sequence[CaseScores]) -> list[CaseScores]:

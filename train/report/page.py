@@ -15,6 +15,7 @@ from slicemill.common.html import render
 from slicemill.common.terminal import count_noun
 from slicemill.ct.labels import Labels
 from slicemill.ct.overlap import Overlap, mean_without_nan
+from slicemill.ct.page_slices import PageSlices
 from slicemill.ct.pictures import label_colors
 from slicemill.store.case import CaseInfo
 from slicemill.train.config import Config
@@ -89,6 +90,8 @@ class Run:
     state: State
     overlaps: Mapping[str, Overlaps]
     """Overlaps of the validation cases, by case id."""
+    worst: tuple[tuple[str, PageSlices], ...]
+    """Ids and slices of the worst cases."""
     environment: RunEnvironment
     model: RunModel
 
@@ -106,13 +109,14 @@ def write_report(folder: Path, setup: Setup, state: State) -> None:
     """Segment the validation cases with the best weights, and write their table, pictures, the curves and the page."""
     network = build_network(setup.labels, setup.config).to(setup.device)
     load_weights(folder / BEST, network)
-    overlaps = write_cases(folder, setup, network)
+    cases = write_cases(folder, setup, network)
     draw_curves(folder / CURVES, state.history, setup.labels)
     run = Run(
         folder=folder,
         setup=setup,
         state=state,
-        overlaps=overlaps,
+        overlaps=cases.overlaps,
+        worst=cases.worst,
         environment=read_environment(folder),
         model=read_run_model(folder),
     )
@@ -133,6 +137,7 @@ def render_page(run: Run) -> bytes:
         config=config,
         model=run.model,
         state=run.state,
+        slices=run.worst,
         label_names=list(setup.labels.values),
         case_count=count_noun(len(setup.store), "case"),
         validation_count=count_noun(len(scores), "validation case"),

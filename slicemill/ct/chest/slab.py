@@ -1,12 +1,11 @@
 """A slab of a scan while it is drawn: thin slices in HU, and what draws tubes and small shapes into them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.chest.shapes import Floats, Point, Reals, capsule_distance
+from slicemill.ct.chest.shapes import Floats, Point, Reals
 from slicemill.ct.chest.trees import Tubes
 
 Box = tuple[slice, slice, slice]
@@ -54,31 +53,42 @@ class Slab:
         part += weight * (hu - part)
 
 
-def tube_cover(slab: Slab, tubes: Tubes, *, wider_mm: float = 0.0) -> Floats:
-    """Return the share of each voxel that tubes cover, `wider_mm` added to their radii: float32[z, y, x].
+def tube_cover(slab: Slab, tubes: Tubes) -> Floats:
+    """Return the share of each voxel that tubes cover: float32[z, y, x].
 
     A tube thinner than a pixel covers less than all of it: its share is that of its cross-section.
     """
     total = np.zeros(slab.hu.shape, dtype=np.float32)
     width = slab.steps[2]
-    for start, end, radius in _near(slab, tubes, wider_mm + width):
-        wide = radius + wider_mm
-        reach = wide + width
-        box = slab.box(np.minimum(start, end) - reach, np.maximum(start, end) + reach)
-        if box is None:
-            continue
-        distance = capsule_distance(slab.offsets(box, start), end - start)
-        share = np.clip(0.5 + (wide - distance) / width, 0, 1) * min(1.0, 2 * wide / width)
-        np.maximum(total[box], share, out=total[box], casting="same_kind")
+    reach = (tubes.radii + width)[:, None]
+    low = np.maximum(_indices(slab, np.minimum(tubes.starts, tubes.ends) - reach), 0)
+    high = np.minimum(_indices(slab, np.maximum(tubes.starts, tubes.ends) + reach) + 1, slab.hu.shape)
+    near = np.flatnonzero((high > low).all(axis=1))
+    for index, first, last in zip(near, low[near].tolist(), high[near].tolist(), strict=True):
+        box = tuple(slice(one, other) for one, other in zip(first, last, strict=True))
+        radius = float(tubes.radii[index])
+        distance = _tube_distance(slab, box, tubes.starts[index], tubes.ends[index] - tubes.starts[index])
+        share = np.clip(0.5 + (radius - distance) / width, 0, 1) * np.float32(min(1.0, 2 * radius / width))
+        np.maximum(total[box], share, out=total[box])
     return total
 
 
-def _near(
-    slab: Slab, tubes: Tubes, margin_mm: float
-) -> Iterator[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]]:
-    """Yield start, end and radius of the tubes that may reach the slab."""
-    reach = tubes.radii + margin_mm
-    low = np.minimum(tubes.starts[:, 2], tubes.ends[:, 2]) - reach
-    high = np.maximum(tubes.starts[:, 2], tubes.ends[:, 2]) + reach
-    for index in np.flatnonzero((high >= slab.z[0]) & (low <= slab.z[-1])):
-        yield tubes.starts[index], tubes.ends[index], float(tubes.radii[index])
+def _indices(slab: Slab, points: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the voxels z, y, x nearest to points x, y, z in mm, from -1, before the slab, to one behind it."""
+    ticks = (slab.z, slab.y, slab.x)
+    places = [(points[:, 2 - axis] - tick[0]) / slab.steps[axis] for axis, tick in enumerate(ticks)]
+    inside = [np.clip(np.rint(place), -1, len(tick)) for place, tick in zip(places, ticks, strict=True)]
+    return np.stack(inside, axis=-1).astype(np.int64)
+
+
+def _tube_distance(
+    slab: Slab, box: tuple[slice, ...], start: npt.NDArray[np.float64], along: npt.NDArray[np.float64]
+) -> Floats:
+    """Return the distance of a box's voxels from a line segment, float32[z, y, x], as `capsule_distance` does."""
+    sides = (slab.z[box[0], None, None], slab.y[box[1], None], slab.x[box[2]])
+    z, y, x = (side - np.float32(at) for side, at in zip(sides, start[::-1], strict=True))
+    ahead = z * np.float32(along[2]) + y * np.float32(along[1]) + x * np.float32(along[0])
+    length = np.float32(max(float(along @ along), 1e-9))
+    share = np.clip(ahead / length, 0, 1)
+    squared = z * z + y * y + x * x + share * (share * length - 2 * ahead)
+    return np.asarray(np.sqrt(np.maximum(squared, 0)), dtype=np.float32)

@@ -7,7 +7,7 @@ import { readMesh } from "./surface.js";
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {{image: Int16Array, masks: (Uint8Array | null)[]}} Section HU, and values of each mask. */
 /** @typedef {{value: number, name: string, color: number[], region: number[]}} Label */
-/** @typedef {{name: string, labels: Label[], tumor: number | null, threshold: number | null,
+/** @typedef {{name: string, labels: Label[], tumor: number | null, threshold?: number | null,
  *   failure: string | null}} Mask */
 /** @typedef {{name: string, shape: [number, number, number], spacing_mm: [number, number, number],
  *   affine_lps: number[][], masks: Mask[]}} CaseInfo */

@@ -102,8 +102,9 @@ export function connectKeys(keys) {
 /** Return whether the control that has the focus uses a key itself. @param {KeyboardEvent} event */
 function isTaken({ target, key }) {
   if (target instanceof HTMLSelectElement) return true;
-  if (target instanceof HTMLInputElement && target.id === "threshold" && /^(Arrow|Page|Home|End)/.test(key)) return true;
+  const isMove = /^(Arrow|Page|Home|End)/.test(key);
+  if (target instanceof HTMLInputElement && target.id === "threshold" && isMove) return true;
   if (target instanceof HTMLInputElement) return target.type === "number" || (target.type !== "range" && key === " ");
   if (target instanceof HTMLButtonElement) return key === "Enter" || key === " ";
-  return target instanceof HTMLElement && target.id === "parts-scroll" && /^(Arrow|Page|Home|End)/.test(key);
+  return target instanceof HTMLElement && target.id === "parts-scroll" && isMove;
 }

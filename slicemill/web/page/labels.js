@@ -23,7 +23,7 @@ const DOTTED = [2, 2];
  * @param {ShownLabel[]} before whose labels stay hidden @returns {ShownLabel[]} */
 export function listLabels(masks, progress, before) {
   return masks.flatMap((mask, number) => {
-    if (mask.threshold !== null) return [thresholdLabel(mask.threshold, number, before)];
+    if (mask.threshold) return [thresholdLabel(mask.threshold, number, before)];
     const found = (progress[number]?.values ?? []).map(([value]) => value);
     const named = new Set(mask.labels.map((label) => label.value));
     const unnamed = found.filter((value) => !named.has(value));

@@ -205,6 +205,7 @@ class Page {
   /** Stop and remove a job. @param {number} id */
   async remove(id) {
     this.upload.abort();
+    if (id === this.job) this.viewer.close();
     showMessage("");
     await endJob(id).catch((error) => error.status !== 404 && showMessage(explain(error)));
     await this.goToStart();

@@ -151,6 +151,7 @@ export class Viewer {
     this.listLabels(progress, info);
     this.partsOf = chooseLabel(this.labels, info.masks, this.partsOf);
     void this.loadParts();
+    this.surface.load(this.labels, progress.masks); // after the table, which is wanted first
     this.showReading(progress, info);
     this.update();
   }
@@ -163,13 +164,12 @@ export class Viewer {
       this.overlays = makeOverlays(this.labels, info.masks.length);
       this.update();
     });
-    this.surface.load(this.labels, progress.masks);
   }
 
   /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
   setThreshold(value) {
     const { info, progress } = this;
-    const map = info?.masks.find((mask) => mask.threshold !== null);
+    const map = info?.masks.find((mask) => mask.threshold);
     if (!info || !progress || !map) return;
     map.threshold = value;
     for (const label of this.labels) label.isShown ||= info.masks[label.mask] === map;

@@ -1,6 +1,7 @@
 """What the files of a folder are: series, scouts, copies, stacks, other objects."""
 
 import zipfile
+import zlib
 
 import numpy as np
 import pydicom
@@ -278,3 +279,35 @@ def test_refused_series_are_told_from_good_ones(tmp_path):
     write_series(tmp_path / "p1" / "deeper", PhotometricInterpretation="MONOCHROME1")
     kinds = {one.relative: type(one.series) for one in find_dicom(tmp_path).series}
     assert kinds == {"p1": Series, "p1/deeper": Refused}
+
+
+@pytest.mark.parametrize("vr", [b"U\xe0", b"D\0", b"\0\0"])
+@pytest.mark.parametrize("tag", [b"\x28\0\x54\x10", b"\x20\0\x32\0"])
+def test_an_unknown_type_of_an_element_is_a_damaged_file(vr, tag, tmp_path):
+    """The tag walker leaves such a file to pydicom, which raises NotImplementedError."""
+    write_series(tmp_path / "in" / "p1")
+    path = tmp_path / "in" / "p1" / "IM005"
+    content = path.read_bytes()
+    at = content.index(tag)
+    path.write_bytes(content[: at + 4] + vr + content[at + 6 :])
+    with pytest.raises(ScanError, match="IM005"):
+        open_series(tmp_path / "in" / "p1")
+
+
+def test_damage_inside_a_deflated_file_is_named(tmp_path):
+    volume = make_volume()
+    save_series(tmp_path / "in" / "p1", make_series(volume), "1.2.840.10008.1.2.1.99")
+    path = tmp_path / "in" / "p1" / "IM005"
+    content = path.read_bytes()
+    start = 132
+    while content[start : start + 2] == b"\x02\0":
+        is_long = content[start + 4 : start + 6] == b"OB"
+        length = int.from_bytes(
+            content[start + 8 : start + 12] if is_long else content[start + 6 : start + 8], "little"
+        )
+        start += (12 if is_long else 8) + length
+    inner = zlib.decompress(content[start:], -15)
+    packer = zlib.compressobj(wbits=-15)
+    path.write_bytes(content[:start] + packer.compress(inner[:4] + b"??" + inner[6:]) + packer.flush())
+    with pytest.raises(ScanError, match="its inflated elements are damaged"):
+        open_series(tmp_path / "in" / "p1")

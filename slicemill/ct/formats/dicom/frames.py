@@ -49,7 +49,7 @@ def _iter_frames(header: FileHeader) -> Iterator[Plane]:
         dataset = read_dataset(opened, header.file, pixels=False)
     try:
         yield from _read_groups(header, dataset)
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+    except (AttributeError, TypeError, ValueError, LookupError, ArithmeticError, NotImplementedError) as error:
         if isinstance(error, ScanError):
             raise
         raise ScanError(

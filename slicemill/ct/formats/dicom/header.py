@@ -196,11 +196,18 @@ def read_elements(opened: OpenFile, file: DicomFile, start: bytes) -> Elements:
             start = opened.read(0, min(needed, MAX_HEADER_BYTES))
         except UnwalkableError as error:
             if str(error) == DEFLATED:
-                content = inflate(opened.read(0, file.size), file)
-                elements = walk(content, len(content), TAGS)
-                elements.syntax = DEFLATED
-                return elements
+                return _walk_inflated(inflate(opened.read(0, file.size), file), file)
             return _read_by_pydicom(opened, file)
+
+
+def _walk_inflated(content: bytes, file: DicomFile) -> Elements:
+    """Return the elements of a deflated file, inflated."""
+    try:
+        elements = walk(content, len(content), TAGS)
+    except (TooShortError, UnwalkableError):
+        raise ScanError("its inflated elements are damaged. Copy the file again.", where=file) from None
+    elements.syntax = DEFLATED
+    return elements
 
 
 def inflate(data: bytes, file: DicomFile) -> bytes:
@@ -235,28 +242,11 @@ _EXPLICIT_META = (
 
 def _read_by_pydicom(opened: OpenFile, file: DicomFile) -> Elements:
     """Return the elements of a file that `walk` does not read."""
-    from slicemill.ct.formats.dicom.pydicom_files import read_dataset
+    from slicemill.ct.formats.dicom.pydicom_files import read_dataset, report_damage, to_elements
 
     dataset = read_dataset(opened, file)
-    values: dict[int, bytes] = {}
-    for tag in TAGS:
-        if tag not in dataset:
-            continue
-        value = dataset[tag].value
-        if dataset[tag].VR == "SQ":
-            values[tag] = b""
-        elif tag in BINARY:
-            values[tag] = (int(value) & 0xFFFF).to_bytes(2, "little") if value is not None else b""
-        else:
-            many = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
-            values[tag] = "\\".join("" if one is None else str(one) for one in many).encode("latin-1", "replace")
-    has_pixels = "PixelData" in dataset
-    return Elements(
-        syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else "",
-        values=values,
-        pixel_tag=0x7FE00010 if has_pixels else 0,
-        pixel_length=len(dataset.PixelData) if has_pixels else 0,
-    )
+    with report_damage(file):
+        return to_elements(dataset, TAGS, BINARY)
 
 
 _OWN = (

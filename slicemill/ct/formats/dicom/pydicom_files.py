@@ -1,7 +1,7 @@
 """Files that pydicom reads: rare transfer syntaxes, and the nested groups of enhanced multi-frame files."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError, InputError, ScanError
 from slicemill.common.extras import describe_install
+from slicemill.ct.formats.dicom.elements import Elements
 from slicemill.ct.formats.dicom.files import DicomFile, OpenFile
 
 MAX_BYTES = 256 << 20
@@ -95,3 +96,26 @@ def report_damage(file: DicomFile) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (pydicom raises many types)
         name = type(error).__name__
         raise ScanError(f"cannot be read as DICOM ({name}); the file is damaged. Copy it again.", where=file) from None
+
+
+def to_elements(dataset: Any, tags: Iterable[int], binary: Container[int]) -> Elements:
+    """Return the wanted elements of pydicom's Dataset; those of the tags `binary` have numbers of two bytes."""
+    values: dict[int, bytes] = {}
+    for tag in tags:
+        if tag not in dataset:
+            continue
+        value = dataset[tag].value
+        if dataset[tag].VR == "SQ":
+            values[tag] = b""
+        elif tag in binary:
+            values[tag] = (int(value) & 0xFFFF).to_bytes(2, "little") if value is not None else b""
+        else:
+            many = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
+            values[tag] = "\\".join("" if one is None else str(one) for one in many).encode("latin-1", "replace")
+    has_pixels = "PixelData" in dataset
+    return Elements(
+        syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else "",
+        values=values,
+        pixel_tag=0x7FE00010 if has_pixels else 0,
+        pixel_length=len(dataset.PixelData) if has_pixels else 0,
+    )
