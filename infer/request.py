@@ -35,7 +35,8 @@ _common, _input, _output, _network, _machine, _rerun = (
 FROM_0: dict[str, Any] = {"min": 0}
 FINITE_FROM_0: dict[str, Any] = {"min": 0, "callback": require_finite}
 
-ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export, or NAME.nodules.")]
+ModelFile = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export.")]
+Models = Annotated[Path, typer.Argument(help="ONNX file written by slicemill export, or NAME.nodules.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (NIfTI, MetaImage, NRRD), folders, quoted patterns, slice stores; paths or URLs."),
@@ -47,7 +48,7 @@ ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA i
 class InferRequest:
     """Arguments and options of the command `infer`."""
 
-    model: ModelFile
+    model: Models
     inputs: Inputs = None
     lists: Annotated[list[str] | None, _input("File with one input per line; - is standard input.", "--list")] = None
     watch: Annotated[Path | None, _input("Segment scans that arrive in this folder, until Ctrl-C or SIGTERM.")] = None
