@@ -11,6 +11,7 @@ import torch
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, sha256_of_file
 from slicemill.common.machine import versions
+from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.ct.pictures import pick_evenly
 from slicemill.store.crop_card import INPUT, MALIGNANCY, NODULE, CropCard, CropParity, CropTraining
 from slicemill.store.reader import open_store
@@ -137,6 +138,7 @@ def export_crops(
     ConfigError
         The run is being trained.
     """
+    turn_off_telemetry()
     import onnxruntime
 
     trained = read_classifier(run, store_path)
