@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import PairingError, UsageError
 from slicemill.common.files import Location
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 
@@ -40,7 +41,8 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
         raise UsageError("a pattern needs at least one *; its match pairs images with masks.", where=pattern)
     compiled = compile_pattern(pattern)
     matches: dict[Texts, Path] = {}
-    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (patterns may be absolute)
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (patterns may be absolute)
+    for name in names:
         match = compiled.fullmatch(name)
         if match and (is_scan_name(Path(name).name) or holds_series(Path(name))):
             key = tuple(group or "" for group in match.groups())
@@ -48,11 +50,12 @@ def match_pattern(pattern: str) -> dict[Texts, Path]:
                 raise PairingError(f"{matches[key]} and {name} match {pattern} with the same text {'/'.join(key)!r}.")
             matches[key] = Path(name)
     if not matches:
-        raise PairingError(
-            f"matches no {SHOWN_SUFFIXES} file and no folder with a DICOM series; quote the pattern, so that the shell "
-            "does not expand it.",
-            where=pattern,
-        )
+        scans = f"{SHOWN_SUFFIXES} file and no folder with a DICOM series"
+        if names:
+            why = f"matches {count_noun(len(names), 'path')}, like {Path(names[0]).name}, but no {scans}."
+        else:
+            why = f"matches no {scans}; quote the pattern, so that the shell does not expand it."
+        raise PairingError(why, where=pattern)
     return matches
 
 

@@ -67,7 +67,13 @@ def evaluate(
     ] = None,
     workers: Workers = 1,
     viewer_mb: Annotated[
-        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for no pages.")
+        float,
+        typer.Option(
+            callback=require_finite,
+            rich_help_panel=OUTPUT,
+            help="MiB of slices in the page of each case; 0 for no pages.",
+            min=0,
+        ),
     ] = VIEWER_MB,
     json: Json = False,
 ) -> None:
@@ -281,7 +287,13 @@ def measure(
         typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
     ] = None,
     viewer_mb: Annotated[
-        float, typer.Option(rich_help_panel=OUTPUT, help="MiB of slices in the page of each case; 0 for none.")
+        float,
+        typer.Option(
+            callback=require_finite,
+            rich_help_panel=OUTPUT,
+            help="MiB of slices in the page of each case; 0 for none.",
+            min=0,
+        ),
     ] = VIEWER_MB,
     json: Json = False,
 ) -> None:

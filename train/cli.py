@@ -8,25 +8,13 @@ import typer
 from slicemill.common.errors import UsageError
 from slicemill.common.files import parse_location
 from slicemill.common.options import MACHINE, NETWORK, OUTPUT, RERUN, require_finite
-from slicemill.common.terminal import print_always, print_line, print_lines, report_errors
-from slicemill.train.option_values import parse_batch, parse_size
+from slicemill.common.terminal import print_line, print_lines
+from slicemill.train.option_values import parse_batch, parse_size, print_config
 from slicemill.train.settings import Recipe
 
 SLICES, TRAINING, CROPS = "Slices", "Training", "Classifier of candidates"
 """Panels of the options in --help."""
 CACHE_GB = 20.0
-
-
-def print_config(is_requested: bool) -> None:
-    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
-    if is_requested:
-        with report_errors():
-            from slicemill.train.config import Config
-            from slicemill.train.config_text import to_commented_toml
-
-            for line in to_commented_toml(Config()).splitlines():
-                print_always(line)
-        raise typer.Exit
 
 
 def train(

@@ -1,6 +1,9 @@
-"""Values of options of the commands `train` and `export` that are texts with a meaning of their own."""
+"""Values of options of the commands `train` and `export` that have a meaning of their own."""
+
+import typer
 
 from slicemill.common.errors import UsageError
+from slicemill.common.terminal import print_always, report_errors
 
 NO_AUTO = "--batch {}: must be a number of crops."
 
@@ -39,3 +42,15 @@ def parse_size(text: str) -> tuple[int, int]:
     if not all(side.isdecimal() and len(side) < 6 and int(side) for side in sides):
         raise UsageError(f"--size {text}: expected HEIGHTxWIDTH in pixels, like 256x256.")
     return int(sides[0]), int(sides[1])
+
+
+def print_config(is_requested: bool) -> None:  # noqa: FBT001 (typer passes the value so)
+    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
+    if is_requested:
+        with report_errors():
+            from slicemill.train.config import Config
+            from slicemill.train.config_text import to_commented_toml
+
+            for line in to_commented_toml(Config()).splitlines():
+                print_always(line)
+        raise typer.Exit

@@ -18,6 +18,7 @@ from slicemill.common.files import Location, parse_location, relative_path
 from slicemill.common.left_out import LeftOut
 from slicemill.common.names import is_text
 from slicemill.common.remote import RemotePath
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.dicom.discover import find_dicom
 from slicemill.ct.formats.dicom.files import is_dicom_file, strip_dicom
 from slicemill.ct.formats.dicom.lookup import find_series, holds_series
@@ -164,7 +165,8 @@ def _match_pattern(pattern: str) -> list[Location]:
             Path(name) for name in names if is_scan_name(Path(name).name) or is_picture(name) or _is_series(Path(name))
         ]
     if not matches:
-        raise ScanError(f"matches no {SHOWN_SUFFIXES} file and no DICOM series.", where=pattern)
+        others = f"{count_noun(len(names), 'path')}, like {Path(names[0]).name}, but no" if names else "no"
+        raise ScanError(f"matches {others} {SHOWN_SUFFIXES} file and no DICOM series.", where=pattern)
     return [_name_series(file) for file in matches]
 
 

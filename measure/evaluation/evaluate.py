@@ -28,9 +28,9 @@ from slicemill.measure.evaluation.error_picture import draw_error_picture
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.score import TOLERANCE_MM, CaseScores, Rules, score_case
 from slicemill.measure.evaluation.totals import Totals, sum_up
-from slicemill.measure.inputs.label_names import find_labels, split_ignored
+from slicemill.measure.inputs.label_names import check_stored_names, find_labels, split_ignored
 from slicemill.measure.inputs.masks import PairMasks, leave_out, read_background, read_masks
-from slicemill.measure.inputs.pairs import Pair, pair_up
+from slicemill.measure.inputs.pairs import Pair, StoredMask, pair_up
 from slicemill.measure.parallel import map_isolated
 
 
@@ -107,6 +107,9 @@ def evaluate(
         raise LabelError(
             f"{predictions}: the label values have no names; pass --labels, like --labels liver=1,tumor=2."
         )
+    for stored in (mask for pair in pairing.pairs for mask in (pair.stored, pair.reference.mask)):
+        if isinstance(stored, StoredMask):
+            check_stored_names(stored.case, labels)
     labels, ignored = split_ignored(labels, pairing.pairs)
     rules = Rules(labels=labels, mode=mode, tolerance_mm=tolerance_mm, ignored=ignored)
     pages = ErrorPages(folder=out) if isinstance(out, Path) else out

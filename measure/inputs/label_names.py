@@ -7,6 +7,7 @@ from slicemill.ct.labels import IGNORE, Labels, format_labels
 from slicemill.ct.mask_files import name_labels
 from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.inputs.pairs import Pair, StoredMask
+from slicemill.store.reader import Case
 
 
 def find_labels(pairs: Sequence[Pair]) -> Labels | None:
@@ -88,6 +89,24 @@ def check_same_labels(pairs: Sequence[Pair], labels: Labels) -> None:
                 f"{pair.prediction}: {_source(pair)} names the labels {_describe(own)}, and the other run "
                 f"{_describe(labels)}; the labels must be equal. Compare runs with the same labels, "
                 "or pass --labels that are correct for both."
+            )
+
+
+def check_stored_names(case: Case, labels: Labels) -> None:
+    """Check that no name of the labels has another value in a stored case.
+
+    Raises
+    ------
+    LabelError
+        One has.
+    """
+    stored = case.info.labels.values if case.info.labels else {}
+    for name, value in labels.values.items():
+        if stored.get(name, value) != value:
+            raise LabelError(
+                f"its store has {name}={stored[name]}, but the labels say {name}={value}. "
+                f"Pass labels that are correct for the store: {format_labels(stored)}.",
+                where=case.info.case_id,
             )
 
 

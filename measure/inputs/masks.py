@@ -9,13 +9,14 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError, LabelError
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
+from slicemill.ct.formats.open import require_unchanged
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import IGNORE, Labels, format_labels
 from slicemill.ct.mask_files import ScanGrid, open_mask_file, read_scan_grid
 from slicemill.ct.same_grid import match_grid, require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
-from slicemill.measure.inputs.pairs import Pair, StoredMask
+from slicemill.measure.inputs.pairs import MaskFile, Pair, StoredMask
 from slicemill.store.headers import read_grid
 from slicemill.store.statistics import count_values
 
@@ -49,8 +50,18 @@ def read_masks(pair: Pair, labels: Labels | None = None, ignored: int | None = N
     Raises
     ------
     InputError
-        A mask cannot be read, or the two have different grids.
+        A mask cannot be read or changes meanwhile, or the two have different grids.
     """
+    reference = pair.reference.mask
+    files = [
+        *([pair.prediction] if pair.stored is None else []),
+        *([reference.path] if isinstance(reference, MaskFile) else []),
+    ]
+    with require_unchanged(*files):
+        return _read_both(pair, labels, ignored)
+
+
+def _read_both(pair: Pair, labels: Labels | None, ignored: int | None) -> PairMasks:
     scan = _find_scan(pair)
     of_reference = labels and (labels if ignored is None else _add_ignored(labels, ignored))
     if pair.stored is not None:

@@ -72,6 +72,11 @@ class MeasureJob:
         report = read_report(self.mask)
         return self.labels or (report.read_labels() if report else self.default_labels) or name_labels([self.mask])
 
+    def files(self) -> list[Path]:
+        """Return the files with voxels that are read for a mask file: itself, its scan and its probability maps."""
+        maps = sorted(self.mask.parent.glob(f"{glob.escape(strip_suffix(self.mask.name))}{PROBABILITY}*"))
+        return [path for path in (self.mask, self.image, *maps) if path is not None]
+
     def stamp(self) -> Stamp:
         """Return a value that changes with the case's files, labels and settings.
 
@@ -82,8 +87,7 @@ class MeasureJob:
             files: list[object] = [info.image.sha256, info.mask.sha256 if info.mask else None]
             labels = self.labels
         else:
-            maps = sorted(self.mask.parent.glob(f"{glob.escape(strip_suffix(self.mask.name))}{PROBABILITY}*"))
-            files = [list(mark_files(path)) for path in (self.mask, self.image, *maps) if path is not None]
+            files = [list(mark_files(path)) for path in self.files()]
             labels = self.find_labels()
         dicom = {"dicom": changes} if (changes := self.dicom.changes()) else {}
         viewer = {} if self.viewer_mb == VIEWER_MB else {"viewer_mb": self.viewer_mb}

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
+from slicemill.ct.formats.open import require_unchanged
 from slicemill.ct.geometry import Grid
 from slicemill.ct.mask_files import open_mask_file, read_scan_grid, turn_series
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
+from slicemill.measure.inputs.label_names import check_stored_names
 from slicemill.measure.inputs.masks import check_values
 from slicemill.measure.lesions.jobs import MeasureJob
 from slicemill.measure.lesions.measurements import DECIMALS, Image, Volume
@@ -52,9 +54,13 @@ def load_case(job: MeasureJob) -> LoadedCase:
     Raises
     ------
     InputError
-        A file cannot be read, scan and mask have different grids, or the label values have no names.
+        A file cannot be read or changes meanwhile, scan and mask have different grids, or the label values have no
+        names.
     """
-    return _load_file(job) if job.case_id is None else _load_stored(job, job.case_id)
+    if job.case_id is not None:
+        return _load_stored(job, job.case_id)
+    with require_unchanged(*job.files()):
+        return _load_file(job)
 
 
 def _load_file(job: MeasureJob) -> LoadedCase:
@@ -105,6 +111,7 @@ def _load_stored(job: MeasureJob, case_id: str) -> LoadedCase:
     labels = job.labels or case.info.labels
     if case.label is None or labels is None:
         raise LabelError(f"{job.mask}: case {case_id} has no mask; choose a case with a mask.")
+    check_stored_names(case, labels)
     label = case.label[:]
     check_values(label, labels, f"{job.mask}: {case_id}")
     mask, image = (

@@ -106,7 +106,7 @@ class DistinctValues:
         shown = ", ".join(map(str, values[:SHOWN_VALUES])) + (", ..." if len(values) > SHOWN_VALUES else "")
         raise ScanError(
             f"looks like a segmentation, not a CT: its voxels have only the values {shown}. If it is the mask of a "
-            "scan, name the masks with --masks or --pairs; if it is a scan, save its HU.",
+            "scan, name the masks with --mask or --pairs; if it is a scan, save its HU.",
             where=path,
         )
 

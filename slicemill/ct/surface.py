@@ -23,8 +23,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 ReadMask = Callable[[int, int], npt.NDArray[np.bool_]]
 """Returns bool[z, y, x] of the slices from the first number to before the second one."""
-MOST_CELLS = 4 << 20
-"""Blocks of a part that are in memory at first."""
+MOST_CELLS = 2 << 20
+"""Blocks of a part that are in memory at first, at about 20 bytes each."""
 LEAST_TRIANGLES = 64
 """Triangles that each part may have at least."""
 MOST_PARTS = 200
@@ -68,8 +68,8 @@ class Surface:
 class _Cells:
     """A part in blocks of voxels."""
 
-    counts: Integers
-    """int64[z, y, x], voxels of the part in each block."""
+    counts: npt.NDArray[np.int32]
+    """int32[z, y, x], voxels of the part in each block."""
     steps: tuple[int, int, int]
     """z, y, x: voxels along a block."""
     corner: tuple[int, int, int]
@@ -80,7 +80,7 @@ class _Cells:
         counts = self.counts
         for axis, step in enumerate(steps):
             if step > 1:
-                counts = np.add.reduceat(counts, np.arange(0, counts.shape[axis], step), axis=axis)
+                counts = np.add.reduceat(counts, np.arange(0, counts.shape[axis], step), axis=axis, dtype=np.int32)
         z, y, x = (old * new for old, new in zip(self.steps, steps, strict=True))
         return replace(self, counts=counts, steps=(z, y, x))
 
@@ -122,12 +122,12 @@ def _read_cells(part: Lesion, read: ReadMask) -> _Cells:
     """Read the box of a part, in blocks if it is large."""
     z0, y0, x0, z1, y1, x1 = part.bbox_zyx
     step = int(np.ceil(((z1 - z0) * (y1 - y0) * (x1 - x0) / MOST_CELLS) ** (1 / 3)))
-    whole = _Cells(counts=np.zeros(0, dtype=np.int64), steps=(1, 1, 1), corner=(z0, y0, x0))
+    whole = _Cells(counts=np.zeros(0, dtype=np.int32), steps=(1, 1, 1), corner=(z0, y0, x0))
     slabs = []
     depth = -(-BATCH_SLICES // step) * step
     for z in range(z0, z1, depth):
         voxels = read(z, min(z + depth, z1))[:, y0:y1, x0:x1]
-        slabs.append(replace(whole, counts=voxels.astype(np.int64)).reduced((step, step, step)).counts)
+        slabs.append(replace(whole, counts=voxels.astype(np.int32)).reduced((step, step, step)).counts)
     return _Cells(counts=np.concatenate(slabs), steps=(step, step, step), corner=(z0, y0, x0))
 
 
@@ -136,7 +136,7 @@ def _isolate(cells: _Cells, part: Lesion) -> _Cells:
     numbers = cc3d.connected_components(np.pad(cells.counts > 0, 1), connectivity=26)[1:-1, 1:-1, 1:-1]
     sums = np.bincount(numbers.ravel(), weights=cells.counts.ravel())
     own = int(np.abs(sums[1:] - part.voxels).argmin()) + 1
-    return replace(cells, counts=np.where(numbers == own, cells.counts, 0))
+    return replace(cells, counts=cells.counts * (numbers == own))
 
 
 def _reduce_to(cells: _Cells, spacing: Floats, most_triangles: int) -> _Cells:

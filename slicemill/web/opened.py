@@ -119,8 +119,8 @@ class OpenCase:
         region = self.source.masks[mask].region_of(value)
         labels = sum(
             int(np.count_nonzero(one.counts[:, 1:].any(axis=0)))
-            for one in self.masks
-            if one is not None and one.counts is not None
+            for one, source in zip(self.masks, self.source.masks, strict=True)
+            if one is not None and one.counts is not None and not source.is_probability
         )
         return make_surface(
             parts,

@@ -4,7 +4,9 @@ import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+from typer.testing import CliRunner
 
+from slicemill.bench.cli import bench
 from slicemill.bench.harness.dicom_files import JPEG_LOSSLESS, PLAIN, SYNTAXES, fit_stored, write_many, write_series
 from slicemill.bench.harness.subject import phantom_subject
 from slicemill.bench.records.readme import format_record
@@ -116,3 +118,9 @@ def test_the_benchmark_ends_in_a_table(tmp_path, monkeypatch):
         assert one["read_over_codec"] is None or one["read_over_codec"] > 0.3
     assert record["peers"]["ours"] == "1 file: slices within 0.0 mm"
     assert all(one["dask_worker_mib"] > one["alone_mib"] > 30 for one in record["memory"].values())
+
+
+def test_a_collection_of_lits_size_is_not_written_as_dicom():
+    result = CliRunner().invoke(bench, ["ingest", "--format", "dicom", "--scale", "lits"])
+    assert result.exit_code == 2
+    assert "--format dicom measures one case" in " ".join(result.output.split())

@@ -49,6 +49,13 @@ class TestGather:
             gather([tmp_path / "in"])
 
 
+def test_a_pattern_that_matches_other_files_says_so(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(ScanError, match="matches 2 paths, like a, but no .* file and no DICOM series"):
+        gather([str(tmp_path / "*")])
+
+
 def test_series_are_not_watched_but_named(tmp_path):
     write_series(tmp_path / "in" / "p1")
     watched = WatchFolder(folder=tmp_path / "in", settle_seconds=0, log=lambda _: None)

@@ -182,6 +182,10 @@ def test_patterns_pair_by_what_their_stars_match(tmp_path):
     assert [path.name for path, _ in collection.left_out] == ["p3_liver.nii.gz"]
     with pytest.raises(PairingError, match="matches no"):
         from_patterns(f"{tmp_path}/ct/*.mha", None)
+    (tmp_path / "ct" / "notes.txt").touch()
+    with pytest.raises(PairingError, match="matches 1 path, like notes.txt, but no .nii") as raised:
+        from_patterns(f"{tmp_path}/ct/*.txt", None)
+    assert "quote" not in str(raised.value)
     with pytest.raises(UsageError, match=r"needs at least one \*"):
         from_patterns("ct/a.nii", None)
 

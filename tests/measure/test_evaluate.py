@@ -23,6 +23,7 @@ from slicemill.measure.evaluation.figures import draw_evaluation
 from slicemill.measure.evaluation.region import make_row
 from slicemill.measure.evaluation.summary import format_left_out
 from slicemill.measure.evaluation.two_runs import write_run_comparison
+from slicemill.measure.inputs import masks as masks_module
 from slicemill.measure.lesions.measurements import Volume
 from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.store.layout import GROUP
@@ -121,6 +122,25 @@ def test_segmentations_of_3d_slicer_are_not_scored_under_swapped_names(swapped, 
         write_segmentation(tmp_path / side / "a.seg.nrrd", volume)
     (failure,) = evaluate(tmp_path / "predicted", tmp_path / "truth", None, LITS_LABELS).failures
     assert f"{swapped}/a.seg.nrrd: its segment 'tumor' has the label value 1, but the labels say 2" in failure[1]
+
+
+@pytest.mark.parametrize("changed", ["predicted", "truth"])
+def test_a_mask_that_is_replaced_while_it_is_read_is_a_failure(changed, two_cases, monkeypatch):
+    path = two_cases / changed / ("volume-2.nii.gz" if changed == "predicted" else "segmentation-2.nii")
+    read = masks_module._read_both
+
+    def replace_file(pair, *rest):
+        both = read(pair, *rest)
+        if path in (pair.prediction, pair.reference.mask.path):
+            path.write_bytes(path.read_bytes() + b"more")
+        return both
+
+    monkeypatch.setattr(masks_module, "_read_both", replace_file)
+    evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, LITS_LABELS)
+    assert [reason for _, reason in evaluation.failures] == [
+        f"{path}: changed while it was read. Run the same command again."
+    ]
+    assert len(evaluation.cases) == 1
 
 
 def test_without_a_report_the_labels_must_be_named(two_cases):

@@ -16,6 +16,7 @@ from slicemill.ct.phantom import write_nifti
 from slicemill.measure.followup.recist import measure_time_point
 from slicemill.measure.inputs.infer_output import read_report
 from slicemill.measure.lesions import cohort_page
+from slicemill.measure.lesions import load as load_module
 from slicemill.measure.lesions.flags import flag_far_volumes
 from slicemill.measure.lesions.jobs import file_job, gather_jobs
 from slicemill.measure.lesions.load import load_case
@@ -426,3 +427,25 @@ def test_the_probability_of_tumor_is_read_from_new_and_old_reports(fields, found
     write_json(tmp_path / "a.json", {"model": "m", "model_sha256": "0", "slice_tumor_scores": None, **fields})
     used = read_report(tmp_path / "a.nii.gz").model
     assert (used.mean_tumor_probability, used.removed_tumor_score) == found
+
+
+@pytest.mark.parametrize("changed", ["m/a.nii", "s/a.nii"])
+def test_a_file_that_is_replaced_while_it_is_read_fails_its_case_and_the_next_run_measures_it(
+    changed, tmp_path, monkeypatch
+):
+    """A copy over an uncompressed file changes it under its reader, which may read half of each."""
+    for name in ("m/a.nii", "s/a.nii"):
+        write_nifti(tmp_path / name, scan((2, 6, 6, 6)), SPACING)
+    jobs = gather_jobs(tmp_path / "m", tmp_path / "s", LITS_LABELS)
+    check = load_module.check_values
+
+    def replace_file(*arguments):
+        write_nifti(tmp_path / changed, scan((1, 4, 4, 4)), SPACING)
+        return check(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load_module, "check_values", replace_file)
+        (outcome,) = run(jobs, tmp_path / "out")
+    assert outcome.status == "failed"
+    assert outcome.reason == f"{tmp_path / changed}: changed while it was read. Run the same command again."
+    assert [one.status for one in run(jobs, tmp_path / "out")] == ["done"]

@@ -177,3 +177,15 @@ def test_reports_and_a_store_that_name_values_otherwise_are_refused(stored, tmp_
                 evaluate(tmp_path, stored, None)
         else:
             assert evaluate(tmp_path, stored, None).cases[0].regions["tumor"].dice == 1.0
+
+
+def test_labels_of_the_user_do_not_swap_the_names_of_a_store(predicted_store, two_cases, tmp_path):
+    swapped = make_labels({"tumor": 1, "liver": 2})
+    refused = "its store has tumor=2, but the labels say tumor=1. Pass labels that are correct for the store: liver=1"
+    (first, *_) = run(gather_jobs(predicted_store, None, swapped), tmp_path / "measured")
+    assert (first.status, refused in first.reason) == ("failed", True)
+    for sides in ((predicted_store, two_cases / "truth"), (two_cases / "predicted", predicted_store)):
+        with pytest.raises(LabelError, match=refused):
+            evaluate(*sides, None, swapped)
+    renamed = make_labels({"organ": 1, "lesion": 2})
+    assert not evaluate(predicted_store, two_cases / "truth", None, renamed).failures

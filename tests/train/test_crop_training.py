@@ -27,6 +27,7 @@ from slicemill.train.crops.samples import (
     draw_epoch,
     find_malignancy_samples,
     find_nodule_samples,
+    has_ratings,
     keep_negatives,
 )
 from slicemill.train.crops.settings import CropConfig
@@ -85,15 +86,24 @@ def test_samples_follow_from_points_and_candidates():
 )
 def test_malignancy_is_a_probability_or_a_rating(values, positive, left_out):
     case = FakeCase([nodule(i, (i * 30.0, 0, 0), malignancy=value) for i, value in enumerate(values)], None)
-    samples = find_malignancy_samples([case])
+    samples = find_malignancy_samples([case], ratings=has_ratings([case]))
     assert [one.positive for one in samples.used] == positive
     assert len(samples.left_out) == left_out
+
+
+def test_a_rating_of_one_is_benign_in_a_part_that_has_no_other():
+    case = FakeCase([nodule(1, (0.0, 0, 0), malignancy=1)], None)
+    other = FakeCase([nodule(1, (0.0, 0, 0), malignancy=5)], None)
+    (sample,) = find_malignancy_samples([case], ratings=has_ratings([case, other])).used
+    assert not sample.positive
+    (sample,) = find_malignancy_samples([case], ratings=has_ratings([case])).used
+    assert sample.positive
 
 
 def test_malignancy_that_is_neither_is_refused():
     case = FakeCase([nodule(1, (0.0, 0, 0), malignancy=4), nodule(2, (9.0, 0, 0), malignancy=0.3)], None)
     with pytest.raises(StoreError, match=r"malignancy of p2 of case one is 0.3"):
-        find_malignancy_samples([case])
+        find_malignancy_samples([case], ratings=has_ratings([case]))
 
 
 def test_an_epoch_is_balanced_by_class_and_by_diameter():

@@ -143,6 +143,9 @@ def test_a_picture_needs_its_window_and_is_answered_in_percent(shown, tmp_path):
     assert shown.wait_until_done() == "Tumor found: 1 area"
     assert "3.5 % of the picture" in shown.text("#details")
     assert "less reliable" in shown.text("#warnings")
+    assert "less reliable" in shown.text("#details")
+    for wrong in ("#labels .number", "#parts td:nth-child(3)", "#parts-text", "[data-switch=measuring]"):
+        assert not shown.page.locator(wrong).first.is_visible()  # mm and ml of a picture without a pixel size
 
 
 def test_of_several_scans_the_person_picks_one(shown, tmp_path):

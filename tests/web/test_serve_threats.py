@@ -29,7 +29,8 @@ from tests.infer.networks import write_threshold
 from tests.web.jobs import Dropped, dropping, make_hu, serving_jobs, write_nifti
 from tests.web.test_serve_inputs import draw_picture, write_dicom, zipped
 
-SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50, stalled_seconds=1)
+SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50)
+IMPATIENT = replace(SMALL, stalled_seconds=1)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,8 @@ def test_many_small_files_have_one_limit_together_and_a_number(page):
     assert f"{SMALL.files} files" in answer.json()["error"]
 
 
-def test_a_client_that_stops_sending_is_given_up(served, page):
+def test_a_client_that_stops_sending_is_given_up(served, page, monkeypatch):
+    monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
     job = page.create()
     with served.connect() as slow:
         slow.sendall(
@@ -164,7 +166,8 @@ def test_a_tab_that_is_closed_in_mid_upload_leaves_nothing(served, page):
     wait_for(lambda: not page.client.get("/api/server").json()["jobs"])
 
 
-def test_a_tab_that_is_closed_between_two_files_leaves_nothing(page, monkeypatch):
+def test_a_tab_that_is_closed_between_two_files_leaves_nothing(served, page, monkeypatch):
+    monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
     monkeypatch.setattr(jobs, "SWEEP_SECONDS", 0.1)
     job = page.create()
     assert page.put(job, "1", b"x").status_code == 204

@@ -213,3 +213,11 @@ def test_the_next_case_shows_its_own_surfaces(browser, sided, tmp_path):
         shown.wait_until_read()
         open_surface(shown)
         assert side_of_tumor(shown)[0] < -20
+
+
+def test_an_empty_mask_without_names_has_nothing_to_show(browser, tmp_path):
+    scan = write_scan(tmp_path / "ct.nii", make_image())
+    mask = write_scan(tmp_path / "mask.nii", np.zeros(SHAPE, dtype=np.uint8))
+    with serving(find_entries(ViewRequest(path=scan, masks=(mask,)))) as served, showing(browser, served) as shown:
+        shown.press("r")
+        shown.wait("document.querySelector('.surface .waiting').textContent === 'Nothing to show'")

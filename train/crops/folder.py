@@ -35,6 +35,7 @@ from slicemill.train.crops.samples import (
     Samples,
     find_malignancy_samples,
     find_nodule_samples,
+    has_ratings,
     join_samples,
     keep_negatives,
 )
@@ -165,7 +166,9 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     """
     cases = [store[case_id] for case_id in case_ids]
     samples = (
-        find_malignancy_samples(cases) if malignancy else join_samples([find_nodule_samples(case) for case in cases])
+        find_malignancy_samples(cases, ratings=has_ratings(store.values()))
+        if malignancy
+        else join_samples([find_nodule_samples(case) for case in cases])
     )
     for positive, what in MALIGNANT if malignancy else NEEDED:
         if not samples.of(positive=positive):

@@ -9,7 +9,7 @@ Per case:
 4. The other candidates of class 0 are negative samples, without duplicates (`slicemill.store.point_tables`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,11 +101,20 @@ def find_nodule_samples(case: Case) -> Samples:
     return Samples(used=tuple(used), left_out=tuple(left_out))
 
 
-def find_malignancy_samples(cases: Sequence[Case]) -> Samples:
+def has_ratings(cases: Iterable[Case]) -> bool:
+    """Return whether malignancy is a rating from 1 to 5 and not a value from 0 to 1; of all cases of a store.
+
+    Some cases alone do not tell: a rating of 1 is benign, and a probability of 1 malignant.
+    """
+    points = (point for case in cases for point in case.points or ())
+    return max((point.malignancy for point in points if point.malignancy is not None), default=0.0) > 1
+
+
+def find_malignancy_samples(cases: Sequence[Case], *, ratings: bool) -> Samples:
     """Return nodules as samples, positive where malignant.
 
-    Values from 0 to 1 are probabilities or yes and no: malignant from 0.5. Values from 1 to 5 are ratings: above 3
-    malignant, below 3 benign, and 3 is left out, as are nodules without a value.
+    Values from 0 to 1 are probabilities or yes and no: malignant from 0.5. With `ratings` (`has_ratings`), values are
+    from 1 to 5: above 3 malignant, below 3 benign, and 3 is left out, as are nodules without a value.
 
     Raises
     ------
@@ -113,18 +122,16 @@ def find_malignancy_samples(cases: Sequence[Case]) -> Samples:
         A value is neither.
     """
     nodules = [(case.case_id, point) for case in cases for point in case.points or () if point.kind == "nodule"]
-    values = [point.malignancy for _, point in nodules if point.malignancy is not None]
-    is_rating = max(values, default=0.0) > 1
-    low, high, middle = (1.0, 5.0, 3.0) if is_rating else (0.0, 1.0, 0.5)
+    low, high, middle = (1.0, 5.0, 3.0) if ratings else (0.0, 1.0, 0.5)
     used, left_out = [], []
     for case_id, point in nodules:
         value = point.malignancy
         if value is not None and not low <= value <= high:
             raise StoreError(
-                f"malignancy of {point.id} of case {case_id} is {value:g}, and that of other nodules up to "
-                f"{max(values):g}; values must be from 0 to 1, or ratings from 1 to 5. Correct the table of points."
+                f"malignancy of {point.id} of case {case_id} is {value:g}; the values of a store must all be from 0 to "
+                f"1, or all be ratings from 1 to 5, as others are. Correct the table of points."
             )
-        if value is None or (is_rating and value == middle):
+        if value is None or (ratings and value == middle):
             reason = "no malignancy" if value is None else "malignancy 3 of 5: neither benign nor malignant"
             left_out.append(LeftOutSample(case_id=case_id, what=point.id, reason=reason))
             continue
@@ -132,7 +139,7 @@ def find_malignancy_samples(cases: Sequence[Case]) -> Samples:
             Sample(
                 case_id=case_id,
                 xyz_mm=point.xyz_mm,
-                positive=value > middle if is_rating else value >= middle,
+                positive=value > middle if ratings else value >= middle,
                 diameter_mm=point.diameter_mm,
             )
         )

@@ -3,9 +3,11 @@
 To add a format: add a branch to `open_source` and `list_files`, and its names to `slicemill.ct.formats.names`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from slicemill.common.errors import InputError
+from slicemill.common.errors import InputError, ReadError
 from slicemill.common.files import Location, sha256_of_file
 from slicemill.ct.formats.dicom.archive import is_archive_name
 from slicemill.ct.formats.dicom.files import is_dicom_file
@@ -69,6 +71,30 @@ def mark_files(path: Location) -> tuple[int, ...]:
         return mark_series(path)
     states = [file.stat() for file in scan_files(path)]
     return tuple(number for state in states for number in (state.st_size, state.st_mtime_ns))
+
+
+@contextmanager
+def require_unchanged(*paths: Location) -> Iterator[None]:
+    """Check at the end of the block that files were not replaced or changed while it read them.
+
+    Raises
+    ------
+    ReadError
+        One was, so that what was read may be of two versions.
+    """
+    before = [_try_mark(path) for path in paths]
+    yield
+    for path, mark in zip(paths, before, strict=True):
+        if _try_mark(path) != mark:
+            raise ReadError("changed while it was read. Run the same command again.", where=path)
+
+
+def _try_mark(path: Location) -> tuple[int, ...] | None:
+    """Return `mark_files`; None for files that do not exist or cannot be read, which their reader reports."""
+    try:
+        return mark_files(path)
+    except (OSError, InputError):
+        return None
 
 
 def hash_scan(path: Location, uneven: Uneven = "refuse") -> str:

@@ -118,13 +118,16 @@ function showDownloads({ id, files, missing }) {
 /** Show what a model's file says of it. @param {import("./jobs_api.js").Model} model */
 export function showModel(model) {
   const dice = model.training?.validation ?? {};
-  const scores = Object.entries(dice).filter(([, value]) => typeof value === "number");
+  const scores = Object.keys(model.labels).flatMap((name) => {
+    const value = dice[`validation_dice_${name}`];
+    return typeof value === "number" ? [`${clean(name)} ${value.toFixed(2)}`] : [];
+  });
   const rows = /** @type {[string, string][]} */ ([
     ["Finds", Object.keys(model.labels).map(clean).join(", ")],
     ["Tumor", model.tumor ? clean(model.tumor) : "no label: it gives volumes only"],
     ["Slices", `${model.size[1]} x ${model.size[0]}, ${counted(model.context, "slice")} of context`],
     ["Threshold", model.gives_probability ? "can be moved" : "fixed: the model gives no probabilities"],
-    ["Scores", scores.map(([name, value]) => `${clean(name)} ${value.toFixed(3)}`).join(", ") || "not in the file"],
+    ["Dice on cases kept back in training", scores.join(", ") || "not in the file"],
     ["License", model.license ? clean(model.license) : "not in the file"],
     ["Runs on", model.provider],
   ]);

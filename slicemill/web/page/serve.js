@@ -181,6 +181,7 @@ class Page {
       byId("main", HTMLElement).hidden = false;
       void this.viewer.open(job.id);
     }
+    document.body.classList.toggle("no-size", !job.has_pixel_size);
     byId("job", HTMLElement).role = byId("main", HTMLElement).hidden ? "main" : "region";
     const model = this.server.models?.[job.model];
     const isReady = job.answer !== null && job.has_case;

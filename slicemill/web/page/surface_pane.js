@@ -16,6 +16,7 @@ import { boxOf, paintSurfaces, project, turnedAxes, unproject } from "./surface.
  * @property {ShownLabel[]} labels
  * @property {Voxel} cursor
  * @property {boolean} crosshair
+ * @property {boolean} isReading whether a mask is still read
  */
 
 const MOST_PIXELS = 700;
@@ -136,7 +137,7 @@ export class SurfacePane {
     const bodies = this.bodies(scene.labels);
     const results = [...this.meshes.values()];
     const failure = results.find((one) => typeof one === "string");
-    const isLoading = !results.length || results.includes(null);
+    const isLoading = scene.isReading || results.includes(null);
     this.waiting.textContent = bodies.length ? "" : isLoading ? "Reading …" : failure || "Nothing to show";
     const box = this.element.getBoundingClientRect();
     const ratio = Math.min(devicePixelRatio, MOST_PIXELS / Math.max(box.width, box.height));

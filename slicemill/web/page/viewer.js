@@ -163,7 +163,6 @@ export class Viewer {
       this.overlays = makeOverlays(this.labels, info.masks.length);
       this.update();
     });
-    this.surface.load(this.labels, progress.masks);
   }
 
   /** Show what reaches a threshold of the map of probabilities, and its parts. @param {number} value 1 to 255 */
@@ -431,9 +430,14 @@ export class Viewer {
     element.classList.toggle("is-large", this.isSolid);
     if (!info) return;
     if (element.offsetParent !== null) {
+      // what reaches a threshold is not shown in 3-D: it changes while a hand moves
+      const labels = this.labels.filter((label) => label.isShown && !info.masks[label.mask].threshold);
+      const masks = this.progress?.masks ?? [];
+      this.surface.load(labels, masks);
       this.surface.draw({
         info,
-        labels: this.switches.masks ? this.labels : [],
+        labels: this.switches.masks ? labels : [],
+        isReading: !this.progress || masks.some((mask) => mask && !mask.is_complete && !mask.failure),
         cursor: this.cursor,
         crosshair: this.switches.crosshair,
       });

@@ -53,7 +53,8 @@ class Report {
   constructor(box, record, voxels) {
     this.record = record;
     this.voxels = voxels;
-    const masks = record.masks.map((name) => ({ name, labels: record.labels, tumor: record.tumor, failure: null }));
+    const { labels: named, tumor } = record;
+    const masks = record.masks.map((name) => ({ name, labels: named, tumor, threshold: null, failure: null }));
     this.info = {
       name: "",
       shape: record.shape,

@@ -1,6 +1,6 @@
 """The answer in words. It says what the model found, and never that a patient is healthy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slicemill.common.documents import from_document
@@ -21,8 +21,18 @@ class _Report:
     lesions: tuple[Lesion, ...] | None = None
 
 
+FROM_A_PICTURE = "From a picture, which has lost HU and neighbors: less reliable than from the scan."
+AS_1_MM = "The pixel size is unknown: files count a pixel as 1 mm."
+
+
 def make_answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
-    """Return the answer of a report."""
+    """Return the answer of a report; with what makes it less certain."""
+    answer = _answer(report, scan)
+    doubts = (*([FROM_A_PICTURE] if scan.is_picture else []), *([] if scan.has_pixel_size else [AS_1_MM]))
+    return replace(answer, details=(*answer.details, *doubts))
+
+
+def _answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
     found = from_document(_Report, report, "the report of the model", is_part=True)
     area_mm2 = scan.shape[1] * scan.shape[2] * scan.spacing_mm[1] * scan.spacing_mm[2]
     picture_ml = area_mm2 * scan.spacing_mm[0] / 1000

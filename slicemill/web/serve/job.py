@@ -145,6 +145,7 @@ class Job:
             files=self.files,
             missing=self.missing,
             threshold_note=self.threshold_note,
+            has_pixel_size=self.scan is None or self.scan.has_pixel_size,
         )
 
     def _steps(self) -> tuple[Step, ...]:

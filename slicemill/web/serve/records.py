@@ -286,6 +286,8 @@ class JobRecord:
     missing: tuple[str, ...]
     threshold_note: str
     """Why there is no threshold; empty if there is one."""
+    has_pixel_size: bool
+    """False for a picture whose pixel size nobody gave: the page then shows no mm and ml."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -311,3 +311,12 @@ def test_damage_inside_a_deflated_file_is_named(tmp_path):
     path.write_bytes(content[:start] + packer.compress(inner[:4] + b"??" + inner[6:]) + packer.flush())
     with pytest.raises(ScanError, match="its inflated elements are damaged"):
         open_series(tmp_path / "in" / "p1")
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1"])
+def test_a_slice_with_too_few_pixels_is_named(syntax, tmp_path):
+    slices = make_series(make_volume())
+    slices[3].PixelData = slices[3].PixelData[:40]
+    save_series(tmp_path / "p1", slices, syntax)
+    with pytest.raises(ScanError, match="IM004"), ScanReader(tmp_path / "p1", "image") as reader:
+        reader.read()

@@ -86,6 +86,8 @@ class DicomSource:
             elif form.syntax == DEFLATED:
                 content = inflate(opened.read(0, header.file.size), header.file)
                 at = walk(content, len(content), ()).pixel_offset + plane.frame * out.nbytes
+                if len(content) < at + out.nbytes:
+                    raise _ends_early(at + out.nbytes - len(content), header.file)
                 out[...] = np.frombuffer(content, self.dtype, out.size, at).reshape(out.shape)
             elif form.syntax == BIG_ENDIAN:
                 out[...] = read_frame(opened, header.file, plane.frame)
