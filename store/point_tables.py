@@ -3,8 +3,9 @@
 A candidate is compared with the findings of its case (`compare_candidates`):
 
 1. Its nodule is the nearest one whose radius it lies in. It is in an excluded finding likewise.
-2. Candidates of one class in one nodule are one sample: all but the nearest to its center are duplicates. So are
-   candidates of one class outside of nodules that lie within DUPLICATE_MM of an earlier one that is none.
+2. Candidates of one class in one nodule are one sample: all but the nearest to its center are duplicates, or, where
+   some lie in an excluded finding, all but the nearest of the others. Outside of nodules and excluded findings,
+   candidates of one class within DUPLICATE_MM of an earlier one that is no duplicate are duplicates of it.
 3. Class 1 outside of all nodules, or class 0 in one, is a conflict.
 """
 
@@ -89,6 +90,7 @@ def compare_candidates(rows: Floats, points: Iterable[Point]) -> Comparison:
     # the nearest nodule that holds the candidate, else the nearest
     held = np.where(inside, distances, np.inf)
     in_nodule: Mask = np.asarray(inside.any(axis=1), dtype=bool)
+    in_excluded: Mask = np.asarray((_distances_mm(places, excluded) < _radii_mm(excluded)).any(axis=1), dtype=bool)
     order = np.where(in_nodule.reshape(-1, 1), held, distances)
     nearest = order.argmin(axis=1) if nodules else np.full(len(rows), NONE)
     distance_mm = distances[np.arange(len(rows)), nearest] if nodules else np.full(len(rows), np.nan)
@@ -96,8 +98,8 @@ def compare_candidates(rows: Floats, points: Iterable[Point]) -> Comparison:
         nearest=nearest.astype(np.int64),
         distance_mm=distance_mm,
         in_nodule=in_nodule,
-        in_excluded=np.asarray((_distances_mm(places, excluded) < _radii_mm(excluded)).any(axis=1), dtype=bool),
-        duplicate_of=_find_duplicates(places, kinds, np.where(in_nodule, nearest, NONE), distance_mm),
+        in_excluded=in_excluded,
+        duplicate_of=_find_duplicates(rows, np.where(in_nodule, nearest, NONE), distance_mm, in_excluded),
         conflict=(kinds == 1) != in_nodule,
     )
 
@@ -111,20 +113,22 @@ def _radii_mm(points: list[Point]) -> Floats:
     return np.array([(point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2 for point in points], dtype=np.float64)
 
 
-def _find_duplicates(places: Floats, kinds: Floats, nodule: Ints, distance_mm: Floats) -> Ints:
+def _find_duplicates(rows: Floats, nodule: Ints, distance_mm: Floats, in_excluded: Mask) -> Ints:
     """Return for each candidate the index of the one that it repeats, or NONE.
 
-    `nodule` is the index of the nodule that each lies in, or NONE.
+    `nodule` is the index of the nodule that each lies in, or NONE. No candidate repeats one in an excluded finding that
+    would not count itself.
     """
     from scipy.spatial import cKDTree
 
+    places, kinds = rows[:, :3], rows[:, 3]
     repeats = np.full(len(places), NONE, dtype=np.int64)
     for kind in np.unique(kinds):
         for index in np.unique(nodule[(nodule != NONE) & (kinds == kind)]):
             members = np.flatnonzero((nodule == index) & (kinds == kind))
-            kept = members[distance_mm[members].argmin()]
+            kept = members[np.lexsort((distance_mm[members], in_excluded[members]))[0]]
             repeats[members[members != kept]] = kept
-        free = np.flatnonzero((nodule == NONE) & (kinds == kind))
+        free = np.flatnonzero((nodule == NONE) & ~in_excluded & (kinds == kind))
         if not len(free):
             continue
         pairs = cKDTree(places[free]).query_pairs(DUPLICATE_MM, output_type="ndarray")
