@@ -20,7 +20,7 @@ from slicemill.common.files import read_lines
 from slicemill.ct.crops import cut_crop
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer.candidates.find import MOST, find_lumps
+from slicemill.infer.candidates.find import MOST, _Nearness, find_lumps
 from slicemill.infer.candidates.judge import CandidateJudge, SharedClassifier
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load_scan
@@ -105,6 +105,31 @@ def test_lumps_far_from_the_lung_are_counted_and_left_out():
     label[:] = 0
     lumps, counts = find_lumps(probability, make_grid(label.shape), label, (1,))
     assert (lumps, counts.outside_organ) == ((), 3)
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0.7, 0.7, 0.7), (1.25, 0.6, 0.6), (5.0, 0.7, 0.7), (1.0, 1.0, 1.0), (3.0, 2.0, 0.5)]
+)
+def test_no_lump_within_five_millimeters_of_the_lung_is_lost(spacing):
+    shape = tuple(int(14 / along) + 8 for along in spacing)
+    places = np.indices(shape).reshape(3, -1).T
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        organ = np.array([rng.integers(0, count) for count in shape])
+        label = np.zeros(shape, dtype=np.uint8)
+        label[tuple(organ)] = 1
+        near = _Nearness(label, (1,), spacing).holds(tuple(places.T))
+        distance = np.linalg.norm((places - organ) * spacing, axis=1)
+        assert near[distance <= 5].all()
+        assert not near[distance > 15].any()
+
+
+def test_a_lump_near_the_lung_along_a_diagonal_is_kept():
+    probability, label = np.zeros((30, 30, 30), dtype=np.uint8), np.zeros((30, 30, 30), dtype=np.uint8)
+    label[15, 7, 7] = 1  # the last row and column of its block of 4
+    probability[15, 12, 12] = 255  # 4.95 mm away, and in the first row and column of the block after the next
+    _, counts = find_lumps(probability, make_grid(label.shape, (0.7, 0.7, 0.7)), label, (1,))
+    assert (counts.found, counts.outside_organ) == (1, 0)
 
 
 def test_a_scan_without_probability_has_no_candidates():
