@@ -153,7 +153,7 @@ def find_malignancy_samples(cases: Sequence[Case], *, ratings: bool) -> Samples:
 
 
 def keep_negatives(samples: Samples, most: int, rng: np.random.Generator) -> Samples:
-    """Keep at most `most` negative samples for each positive one, at random; the order stays. `surplus` counts the rest."""
+    """Keep at most `most` negative samples for each positive one, at random, and count the rest; the order stays."""
     negatives = [index for index, sample in enumerate(samples.used) if not sample.positive]
     limit = most * (len(samples.used) - len(negatives))
     if len(negatives) <= limit:
