@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
-from slicemill.common.errors import InputError, PairingError, ScanError, UsageError
+from slicemill.common.errors import InputError, PairingError, ScanError, StoreError, UsageError
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.points import mm_to_voxel, voxels_to_mm
 from slicemill.ingest.convert import convert_case
@@ -335,6 +335,16 @@ def test_candidates_are_in_the_store_and_in_the_tables(luna, tmp_path):
     (first, _) = read_table(store.root, "points")
     assert (first["case_id"], first["point_id"], first["voxel_z"]) == (UID.format(1), "nodule-1", 10)
     assert verify(open_store(store.root), None, workers=1, advance=lambda *_: None) == []
+
+
+def test_more_candidates_than_a_store_is_read_with_are_not_written(luna, tmp_path, monkeypatch):
+    monkeypatch.setattr("slicemill.store.candidates.MAX_CANDIDATES", 5)
+    with pytest.raises(StoreError, match=r"the table has 6 candidates in this scan; a case may have at most 5"):
+        convert(luna, tmp_path, candidates=candidates(luna))
+    assert UID.format(1) not in open_store(tmp_path / "store")
+    monkeypatch.setattr("slicemill.store.candidates.MAX_CANDIDATES", 6)
+    store, _ = convert(luna, tmp_path, candidates=candidates(luna))
+    assert len(store[UID.format(1)].candidates) == 6
 
 
 def test_candidates_that_infer_found_get_their_class_from_the_nodules(luna, tmp_path):
