@@ -85,6 +85,31 @@ def test_a_folder_keeps_to_its_settings(tmp_path, other):
 
 
 @pytest.mark.slow
+def test_fewer_cases_than_there_are_keep_the_table(chests):
+    before = (chests / "annotations.csv").read_bytes()
+    scans = len(list((chests / "scans").iterdir()))
+    arguments = ["phantom", str(chests), "--lungs", "--cases", "1", "--seed", "100", "--size", "128"]
+    done = CliRunner().invoke(commands(), arguments)
+    assert done.exit_code == 1
+    shown = " ".join((done.output + done.stderr).split())
+    assert f"{scans - 1} scan" in shown
+    assert "beyond the 1 requested, such as chest-100-0001.mha" in shown
+    assert (chests / "annotations.csv").read_bytes() == before
+    assert len(list((chests / "scans").iterdir())) == scans
+
+
+@pytest.mark.parametrize("name", ["chest-100-0002.mha", "of-my-own.mha"])
+def test_a_scan_that_the_table_would_not_list_is_refused_before_a_case_is_made(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(collection, "write_chest", lambda *_: pytest.fail("wrote a case"))
+    collection.claim(tmp_path, SMALL)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / name).touch()
+    with pytest.raises(InputError, match=rf"scans: has 1 scan beyond the 2 requested, such as {name}"):
+        next(write_chests(tmp_path, SMALL, 2))
+    assert not (tmp_path / "annotations.csv").exists()
+
+
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_half_file_and_the_next_one_makes_the_same(chests, tmp_path):
     command = [sys.executable, "-m", "slicemill", "phantom", str(tmp_path), "--lungs", "--cases", "2"]
     command += ["--seed", "100", "--size", "128"]
