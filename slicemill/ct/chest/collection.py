@@ -80,7 +80,7 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
     """
     claim(folder, settings)
     specs = [ChestSpec(seed=(settings.seed, number), size=settings.size) for number in range(cases)]
-    require_no_others(folder, [spec.name for spec in specs])
+    prepare_table(folder, [spec.name for spec in specs])
     rows: list[Annotation] = []
     for spec in specs:
         plan = make_plan(spec)
@@ -112,15 +112,18 @@ def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
         )
 
 
-def require_no_others(folder: Path, names: Collection[str]) -> None:
-    """Check that the folder has no other scans than those of these names.
+def prepare_table(folder: Path, names: Collection[str]) -> None:
+    """Refuse scans that annotations.csv would not list, and remove an earlier one if some of these scans are missing.
+
+    So a run that is killed while it adds scans leaves no table that lists only some of them.
 
     Raises
     ------
     InputError
-        It has others, which annotations.csv would not list.
+        The folder has other scans than those of these names.
     """
-    others = sorted({path.stem for path in (folder / "scans").glob("[!.]*.mha")} - set(names))
+    there = {path.stem for path in (folder / "scans").glob("[!.]*.mha")}
+    others = sorted(there - set(names))
     if others:
         raise InputError(
             f"has {count_noun(len(others), 'scan')} beyond the {len(names):,} requested, such as {others[0]}.mha, and "
@@ -128,6 +131,8 @@ def require_no_others(folder: Path, names: Collection[str]) -> None:
             "folder.",
             where=folder / "scans",
         )
+    if not there.issuperset(names):
+        (folder / "annotations.csv").unlink(missing_ok=True)
 
 
 def _list(settings: Mapping[str, object]) -> str:

@@ -15,7 +15,7 @@ from slicemill.ct.chest.collection import (
     InsertSettings,
     annotate_nodule,
     claim,
-    require_no_others,
+    prepare_table,
     write_annotations,
 )
 from slicemill.ct.chest.insert import RealChest, insert_nodules
@@ -70,7 +70,7 @@ def write_inserted(folder: Path, real: RealFiles, seed: int, cases: int) -> Iter
     """
     claim(folder, InsertSettings(seed=seed, scan_sha256=real.scan_sha256, lungs_sha256=real.lungs_sha256))
     names = [f"inserted-{seed}-{number:04d}" for number in range(cases)]
-    require_no_others(folder, names)
+    prepare_table(folder, names)
     rows: list[Annotation] = []
     affine = real.chest.affine
     for number, name in enumerate(names):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,18 @@ def test_a_scan_that_the_table_would_not_list_is_refused_before_a_case_is_made(t
     with pytest.raises(InputError, match=rf"scans: has 1 scan beyond the 2 requested, such as {name}"):
         next(write_chests(tmp_path, SMALL, 2))
     assert not (tmp_path / "annotations.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_while_it_adds_scans_leaves_no_table_of_some(chests, tmp_path):
+    shutil.copytree(chests, tmp_path, dirs_exist_ok=True)
+    scans = len(list((tmp_path / "scans").iterdir()))
+    run = write_chests(tmp_path, SMALL, scans + 1)
+    next(run)
+    run.close()
+    assert not (tmp_path / "annotations.csv").exists()
+    list(write_chests(tmp_path, SMALL, scans))
+    assert (tmp_path / "annotations.csv").read_bytes() == (chests / "annotations.csv").read_bytes()
 
 
 @pytest.mark.slow
