@@ -126,8 +126,8 @@ def _find_nearest(places: Floats, points: list[Point]) -> tuple[Ints, Floats, Ma
 def _find_duplicates(rows: Floats, nodule: Ints, distance_mm: Floats, in_excluded: Mask) -> Ints:
     """Return for each candidate the index of the one that it repeats, or NONE.
 
-    `nodule` is the index of the nodule that each lies in, or NONE. No candidate repeats one in an excluded finding that
-    would not count itself.
+    `nodule` is the index of the nodule that each lies in, or NONE. No candidate outside of excluded findings repeats
+    one in them.
     """
     from scipy.spatial import cKDTree
 
