@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageEr
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import Point
 from slicemill.store.reader import open_store
+from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
-from slicemill.train.crops.folder import CROPS
+from slicemill.train.crops.folder import CROPS, choose_crop_split, find_samples
 from slicemill.train.crops.loop import train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import CropNetwork
@@ -32,6 +34,7 @@ from slicemill.train.crops.samples import (
 )
 from slicemill.train.crops.settings import CropConfig
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store
 
 QUICK = CropConfig(batch=4, epochs=2, validation=0.3, test=0.0, device="cpu")
@@ -43,6 +46,14 @@ class FakeCase:
     def __init__(self, points, candidates):
         self.case_id, self.points = "one", tuple(points)
         self.candidates = None if candidates is None else np.array(candidates, dtype=np.float64).reshape(-1, 5)
+
+
+class FakeStore(dict):
+    """Cases by id, as a store has them."""
+
+    @property
+    def case_ids(self):
+        return list(self)
 
 
 def nodule(number, xyz, diameter=10.0, kind="nodule", malignancy=None):
@@ -272,6 +283,29 @@ def test_a_folder_of_other_settings_or_points_is_refused(crop_store, nodule_run,
         train_crops(make_crop_store(tmp_path, cases=5), nodule_run, QUICK, log=quiet)
     with pytest.raises(ModelError, match="is not the run of a classifier"):
         train_crops(crop_store, tmp_path / "new", QUICK, base=tmp_path / "nothing", log=quiet)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_classifier_has_the_split_of_a_segmentation(crop_store, seed):
+    """Also where diameters, which a segmentation does not know, are in another order than the masks' volumes."""
+    store = FakeStore(open_store(crop_store))
+    for number, case in enumerate(list(store.values())):
+        size = (3.0, 30.0, 9.0)[number % 3]
+        points = [dataclasses.replace(point, diameter_mm=size) for point in case.points]
+        store[case.case_id] = SimpleNamespace(case_id=case.case_id, info=case.info, points=points)
+    shares = {"validation": 0.3, "test": 0.3, "seed": seed}
+    split = choose_crop_split(store, None, dataclasses.replace(CropConfig(), **shares))
+    assert split == choose_split(store, None, None, Config(**shares))
+    assert split.test
+
+
+def test_cases_without_points_give_no_samples(crop_store):
+    store = open_store(crop_store)
+    first, second = list(store.values())[:2]
+    bare = SimpleNamespace(case_id="bare", points=None, candidates=np.array([[0, 0, 0, 0, 2]], dtype=np.float64))
+    cases = {first.case_id: first, second.case_id: second, "bare": bare}
+    samples = find_samples(cases, list(cases), QUICK, malignancy=False)
+    assert {one.case_id for one in samples.used} == {first.case_id, second.case_id}
 
 
 def test_info_describes_a_run_of_a_classifier(nodule_run):

@@ -24,9 +24,8 @@ from slicemill.common.errors import ConfigError, InputError, ModelError, StoreEr
 from slicemill.common.files import atomic_write, sha256_of_file, sha256_of_json, write_bytes, write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.crops import cut_crop
-from slicemill.store.reader import Case, Store
+from slicemill.store.reader import Store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import make_manifest_row
 from slicemill.train.config import to_toml
 from slicemill.train.crops.augment import STORED_SIDE
 from slicemill.train.crops.network import CropNetwork
@@ -42,7 +41,7 @@ from slicemill.train.crops.samples import (
 from slicemill.train.crops.settings import CropConfig, read_crop_config
 from slicemill.train.run.checkpoint import BEST, LAST, load_weights
 from slicemill.train.run.claim import is_empty
-from slicemill.train.split import make_split
+from slicemill.train.split import split_store
 
 CONFIG, SPLIT, MODEL, METRICS = "config.toml", "split.json", "model.json", "metrics.csv"
 SAMPLES, LEFT_OUT, CROPS = "samples.csv", "left_out.csv", "crops.npy"
@@ -132,8 +131,10 @@ def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     return extended
 
 
-def choose_crop_split(cases: Sequence[Case], requested: Path | None, config: CropConfig, store: Store) -> Split:
-    """Return the requested split, else one by patient, in which the nodules' volumes are spread evenly.
+def choose_crop_split(store: Store, requested: Path | None, config: CropConfig) -> Split:
+    """Return the requested split, else the one that a segmentation of the store has with these shares and this seed.
+
+    A classifier judges what a segmentation found. With other parts, its test cases may have trained the segmentation.
 
     Raises
     ------
@@ -142,18 +143,13 @@ def choose_crop_split(cases: Sequence[Case], requested: Path | None, config: Cro
     """
     if requested is not None:
         return read_split(requested, store.case_ids)
-    patients = {case.info.patient_id for case in cases}
+    patients = {case.info.patient_id for case in store.values() if case.points is not None}
     if len(patients) < 3:
         raise StoreError(
             f"training needs at least 3 patients with points (train, validation, test); the store has {len(patients)}.",
             where=store.root,
         )
-    rows = []
-    for case in cases:
-        volume = sum((point.diameter_mm or 0.0) ** 3 for point in case.points or () if point.kind == "nodule")
-        # `make_split` divides the cases that have a mask; here, all these cases count
-        rows.append({**make_manifest_row(case.info).columns(), "mask_path": "points", "tumor_volume_ml": volume})
-    return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
+    return split_store(store, validation=config.validation, test=config.test, seed=config.seed)
 
 
 def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, malignancy: bool) -> Samples:
@@ -164,7 +160,7 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     StoreError
         One of the classes is missing.
     """
-    cases = [store[case_id] for case_id in case_ids]
+    cases = [case for case in (store[case_id] for case_id in case_ids) if case.points is not None]
     samples = (
         find_malignancy_samples(cases, ratings=has_ratings(store.values()))
         if malignancy
@@ -173,7 +169,7 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     for positive, what in MALIGNANT if malignancy else NEEDED:
         if not samples.of(positive=positive):
             raise StoreError(
-                f"{len(cases)} cases of the split have no {what}. Ingest the store with points "
+                f"{len(cases)} cases with points of the split have no {what}. Ingest the store with points "
                 + ("that have malignancy." if malignancy else "and candidates (--points, --candidates)."),
                 where=store.root,
             )

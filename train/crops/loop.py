@@ -175,9 +175,8 @@ def prepare_crops(
     else:
         if any(run.glob("*.toml")):
             raise ConfigError("contains other files of a run. Use another folder.", where=run)
-        cases = [case for case in store.values() if case.points is not None]
         inherited = None if base is None else base / SPLIT
-        split = choose_crop_split(cases, split_file or inherited, config, store)
+        split = choose_crop_split(store, split_file or inherited, config)
     parts = [find_samples(store, part, config, malignancy=model.malignancy) for part in (split.train, split.validation)]
     write_run(run, config, split, model, (parts[0], parts[1]))
     data = CropData(train=parts[0], validation=parts[1], crops=open_crops(run / CROPS, store, join_samples(parts)))
