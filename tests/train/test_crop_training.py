@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageError
+from slicemill.common.files import read_json, write_json
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import Point
 from slicemill.store.reader import open_store
+from slicemill.store.split import Split, read_split, write_split
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
-from slicemill.train.crops.folder import CROPS, choose_crop_split, find_samples
+from slicemill.train.crops.folder import CROPS, check_base_split, choose_crop_split, find_samples
 from slicemill.train.crops.loop import train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import CropNetwork
@@ -297,6 +299,67 @@ def test_a_classifier_has_the_split_of_a_segmentation(crop_store, seed):
     split = choose_crop_split(store, None, dataclasses.replace(CropConfig(), **shares))
     assert split == choose_split(store, None, None, Config(**shares))
     assert split.test
+
+
+def deal_anew(before, changes):
+    """Return a split in which some cases of an earlier one are in another part: case id -> part."""
+    parts = {
+        part: [one for one in getattr(before, part) if one not in changes] for part in ("train", "validation", "test")
+    }
+    for case_id, part in changes.items():
+        parts[part].append(case_id)
+    return Split(**{part: tuple(ids) for part, ids in parts.items()})
+
+
+def test_malignancy_is_not_judged_on_cases_that_its_base_learned_from(crop_store, nodule_run, tmp_path):
+    store = open_store(crop_store)
+    before = read_split(nodule_run / "split.json", store.case_ids)
+    learned, chose = before.train[0], before.validation[0]
+    check_base_split(nodule_run, before, store)
+    check_base_split(nodule_run, deal_anew(before, {chose: "train"}), store)  # may be learned now
+    for changes, what in (
+        ({learned: "validation"}, "who trained this run"),
+        ({learned: "test"}, "who trained this run"),
+        ({chose: "test"}, "who chose the checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            check_base_split(nodule_run, deal_anew(before, changes), store)
+    path = tmp_path / "split.json"
+    write_split(path, deal_anew(before, {learned: "validation"}))
+    with pytest.raises(ConfigError, match=rf"such as {learned}.*Leave out --split"):
+        train_crops(crop_store, tmp_path / "run", QUICK, base=nodule_run, split_file=path, log=quiet)
+
+
+def test_a_patient_of_the_base_is_known_by_name_bytes_and_voxels_in_another_store(crop_store, nodule_run):
+    store = open_store(crop_store)
+    before = read_split(nodule_run / "split.json", store.case_ids)
+    info = store[before.train[0]].info
+    fresh = {
+        "patient_id": "new",
+        "image": dataclasses.replace(info.image, sha256="0" * 64),
+        "fingerprint": "1" * 64,
+        "points_sha256": None,
+    }
+
+    def check(**same):
+        other = dataclasses.replace(info, **{**fresh, **same})
+        cases = FakeStore(one=SimpleNamespace(case_id="one", info=other))
+        check_base_split(nodule_run, Split(train=("one",), validation=(), test=("one",)), cases)
+
+    check()
+    for name in ("patient_id", "image", "fingerprint"):
+        with pytest.raises(ConfigError, match="who trained this run, such as one"):
+            check(**{name: getattr(info, name)})
+
+
+def test_a_base_of_malignancy_keeps_its_split(crop_store, nodule_run, tmp_path):
+    store = open_store(crop_store)
+    base = shutil.copytree(nodule_run, tmp_path / "base")
+    write_json(base / "model.json", {**read_json(base / "model.json"), "malignancy": True, "base_sha256": "0" * 64})
+    before = read_split(base / "split.json", store.case_ids)
+    check_base_split(base, before, store)
+    with pytest.raises(ConfigError, match="has malignancy already"):
+        check_base_split(base, deal_anew(before, {before.validation[0]: "train"}), store)
 
 
 def test_cases_without_points_give_no_samples(crop_store):

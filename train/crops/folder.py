@@ -24,8 +24,9 @@ from slicemill.common.errors import ConfigError, InputError, ModelError, StoreEr
 from slicemill.common.files import atomic_write, sha256_of_file, sha256_of_json, write_bytes, write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.crops import cut_crop
-from slicemill.store.reader import Store
+from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
+from slicemill.store.tables import make_manifest_row
 from slicemill.train.config import to_toml
 from slicemill.train.crops.augment import STORED_SIDE
 from slicemill.train.crops.network import CropNetwork
@@ -150,6 +151,49 @@ def choose_crop_split(store: Store, requested: Path | None, config: CropConfig) 
             where=store.root,
         )
     return split_store(store, validation=config.validation, test=config.test, seed=config.seed)
+
+
+def check_base_split(base: Path, split: Split, store: Store) -> None:
+    """Check that no patient whom a run has learned from is in the validation or test part of a split.
+
+    Equal patients, and scans of equal bytes or equal voxels, count as one patient. Test cases must not have chosen the
+    base's checkpoint, either.
+
+    Raises
+    ------
+    ConfigError
+        One is, or the base is itself a run on top of another and has another split.
+    StoreError
+        The base's store is another one, and cannot be opened.
+    """
+    document = read_crop_run(base)
+    other = store if document.store_sha256 == points_sha256(store) else open_store(document.store)
+    before = read_split(base / SPLIT, other.case_ids)
+    if document.malignancy and before != split:
+        raise ConfigError(
+            "has malignancy already, on top of a run whose training cases it does not know; leave out --split, so that "
+            "its own split is used, or pass the run of nodule or not.",
+            where=base,
+        )
+    for learned, judged, what in (
+        (before.train, (*split.validation, *split.test), "trained"),
+        (before.validation, split.test, "chose the checkpoint of"),
+    ):
+        known = {key for case_id in learned for key in _identity(other[case_id])}
+        met = [case_id for case_id in judged if known.intersection(_identity(store[case_id]))]
+        if met:
+            raise ConfigError(
+                f"{len(met)} cases of validation or test are of patients who {what} this run, such as {met[0]}. Leave "
+                "out --split, so that the split of this run is used.",
+                where=base,
+            )
+
+
+def _identity(case: Case) -> set[tuple[str, str]]:
+    """Return what tells that two cases are of one patient."""
+    row = make_manifest_row(case.info)
+    keys = {"patient": row.patient_id, "bytes": row.source_sha256, "voxels": row.fingerprint}
+    return {(name, value) for name, value in keys.items() if value is not None}
 
 
 def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, malignancy: bool) -> Samples:

@@ -37,6 +37,7 @@ from slicemill.train.crops.folder import (
     SPLIT,
     CropData,
     CropRunModel,
+    check_base_split,
     check_started,
     choose_crop_split,
     find_samples,
@@ -137,7 +138,8 @@ def train_crops(
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings or another store, or another training uses it.
+        The run folder belongs to other settings or another store, or another training uses it. Or training cases of
+        `base` are in the validation or test part.
     StoreError
         The store has no points of one of the classes.
     """
@@ -177,6 +179,8 @@ def prepare_crops(
             raise ConfigError("contains other files of a run. Use another folder.", where=run)
         inherited = None if base is None else base / SPLIT
         split = choose_crop_split(store, split_file or inherited, config)
+    if base is not None:
+        check_base_split(base, split, store)
     parts = [find_samples(store, part, config, malignancy=model.malignancy) for part in (split.train, split.validation)]
     write_run(run, config, split, model, (parts[0], parts[1]))
     data = CropData(train=parts[0], validation=parts[1], crops=open_crops(run / CROPS, store, join_samples(parts)))
