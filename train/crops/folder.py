@@ -21,12 +21,12 @@ import torch
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError
-from slicemill.common.files import atomic_write, sha256_of_file, sha256_of_json, write_bytes, write_csv, write_json
+from slicemill.common.files import atomic_write, sha256_of_file, write_bytes, write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.crops import cut_crop
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import make_manifest_row
+from slicemill.store.tables import make_manifest_row, points_sha256
 from slicemill.train.config import to_toml
 from slicemill.train.crops.augment import STORED_SIDE
 from slicemill.train.crops.network import CropNetwork
@@ -102,11 +102,6 @@ def is_crop_run(run: Path) -> bool:
         return read_document(dict[str, Any], run / MODEL).get("kind") == "crops"
     except InputError:
         return False
-
-
-def points_sha256(store: Store) -> str:
-    """Return one hash of a store's images and of their points."""
-    return sha256_of_json([(case.case_id, case.info.image.sha256, case.info.points_sha256) for case in store.values()])
 
 
 def load_base(run: Path, *, malignancy: bool) -> CropNetwork:

@@ -28,6 +28,7 @@ from slicemill.common.files import Location, write_csv
 from slicemill.common.progress import progress
 from slicemill.store.reader import open_store
 from slicemill.store.split import read_split
+from slicemill.store.tables import points_sha256
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import augment_crop, cut_middle
 from slicemill.train.crops.folder import (
@@ -44,7 +45,6 @@ from slicemill.train.crops.folder import (
     hash_base,
     load_base,
     open_crops,
-    points_sha256,
     remove_crop_run,
     to_tensor,
     write_run,
