@@ -13,6 +13,7 @@ Choose thresholds on the validation cases that selected the checkpoint, never on
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +25,12 @@ from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point
-from slicemill.infer.network.classifier import BATCH, Classifier
+from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
+from slicemill.infer.network.nodules import open_judge
+from slicemill.infer.runtime.providers import Provider
 from slicemill.store.crop_card import CropCard, CropTuning
 from slicemill.store.model_card import METADATA_KEY
+from slicemill.store.nodules_file import BUNDLE_SUFFIX, CLASSIFIER, SEGMENTATION, read_bundle, write_bundle
 from slicemill.store.reader import Case, Store
 from slicemill.store.split import read_split
 from slicemill.store.tables import points_sha256
@@ -164,13 +168,43 @@ def choose_thresholds(
     return [choose_threshold(judged, rate) for rate in RATES]
 
 
-def write_thresholds(classifier: Classifier, chosen: Sequence[ChosenThreshold], tuned: CropTuning | None) -> None:
-    """Write the thresholds into the classifier's file atomically; other metadata stay unchanged."""
+def open_tunable(path: Path, provider: Provider) -> Classifier:
+    """Open a classifier, also that of a file of both models.
+
+    Raises
+    ------
+    ModelError
+        It is not a model of kind `crops`.
+    ProviderError
+        The provider does not run here.
+    """
+    return open_judge(path, None, provider) or open_classifier(path, provider)
+
+
+def write_thresholds(path: Path, card: CropCard, chosen: Sequence[ChosenThreshold], tuned: CropTuning | None) -> None:
+    """Write the thresholds into a classifier's file, or one of both models, atomically; the rest stays unchanged.
+
+    `card` has the metadata of the classifier.
+    """
+    card = replace(card, thresholds={str(one.rate): one.threshold for one in chosen}, tuned=tuned)
+    target = path.resolve()
+    if path.suffix != BUNDLE_SUFFIX:
+        _write_card(target, card)
+        return
+    content = read_bundle(target)
+    with tempfile.TemporaryDirectory() as folder:
+        segmentation, classifier = Path(folder) / SEGMENTATION, Path(folder) / CLASSIFIER
+        segmentation.write_bytes(content.segmentation)
+        classifier.write_bytes(content.classifier)
+        _write_card(classifier, card)
+        write_bundle(target, segmentation, classifier)
+
+
+def _write_card(path: Path, card: CropCard) -> None:
     import onnx
 
-    card = replace(classifier.card, thresholds={str(one.rate): one.threshold for one in chosen}, tuned=tuned)
-    model = onnx.load(classifier.path, load_external_data=False)
+    model = onnx.load(path, load_external_data=False)
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
     entry.value = to_json(card.as_json())
-    with atomic_write(classifier.path.resolve()) as aside:
+    with atomic_write(path) as aside:
         onnx.save(model, aside)

@@ -12,6 +12,7 @@ from slicemill.common.errors import ConfigError
 from slicemill.ct.crops import cut_crop
 from slicemill.ct.points import Point
 from slicemill.infer.network.classifier import open_classifier
+from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.tune_classifier import (
     JudgedCase,
     choose_judged_cases,
@@ -21,6 +22,7 @@ from slicemill.infer.tune_classifier import (
 )
 from slicemill.measure.evaluation.luna16 import find_hits
 from slicemill.store.crop_card import CropCard
+from slicemill.store.nodules_file import read_bundle, write_bundle
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, write_split
 from slicemill.store.tables import points_sha256
@@ -88,8 +90,26 @@ def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
     assert after.card.thresholds["1"] == document["thresholds"][0]["threshold"]
     crops = np.random.default_rng(0).integers(-900, 0, (3, 48, 48, 48)).astype(np.int16)
     np.testing.assert_array_equal(after.run(crops).nodule, before.run(crops).nodule)
-    write_thresholds(after, [], None)
+    write_thresholds(path, after.card, [], None)
     assert open_classifier(path, "cpu").card.thresholds == {}
+
+
+def test_a_file_of_both_models_gets_the_thresholds(crop_store, tmp_path):
+    segmentation = tmp_path / "lung.onnx"
+    segmentation.write_bytes(b"another model, which stays as it is")
+    classifier, bundle = write_classifier(tmp_path / "c.onnx"), tmp_path / "lung.nodules"
+    write_bundle(bundle, segmentation, classifier)
+    for path in (bundle, classifier):
+        result = CliRunner().invoke(commands(), ["tune", str(path), str(crop_store), "--provider", "cpu"])
+        assert result.exit_code == 0, result.output
+    card = open_classifier(classifier, "cpu").card
+    assert card.thresholds
+    assert open_judge(bundle, None, "cpu").card == card
+    assert read_bundle(bundle).segmentation == segmentation.read_bytes()
+    bundle.write_bytes(b"nothing")
+    result = CliRunner().invoke(commands(), ["tune", str(bundle), str(crop_store), "--provider", "cpu"])
+    assert result.exit_code
+    assert "is not a file of two models" in f"{result.output} {result.exception}"
 
 
 def test_the_store_of_the_training_needs_a_split(crop_store, tmp_path):

@@ -417,6 +417,7 @@ def run_command(*arguments):
 @pytest.mark.slow
 def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, crop_store, model, tmp_path):
     from slicemill.infer.network.classifier import open_classifier
+    from slicemill.infer.tune_classifier import ChosenThreshold, write_thresholds
     from slicemill.store.nodules_file import read_bundle
     from slicemill.train.crops.folder import load_base
     from slicemill.train.crops.network import CropGraph
@@ -438,6 +439,13 @@ def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, cro
     scores = opened.run(crops)
     np.testing.assert_allclose(scores.nodule, expected[0], atol=1e-3)
     np.testing.assert_allclose(scores.malignancy, expected[1], atol=1e-3)
+    assert "thresholds: none; choose them" in text
+    write_thresholds(
+        path, opened.card, [ChosenThreshold(rate=1, threshold=0.5, false_alarms=0, detected=1, nodules=1)], None
+    )
+    code, text = run_command("export", run, path, "--segmentation", model)
+    assert "thresholds: those of the replaced file" in text
+    assert open_classifier(path, "cpu").card.thresholds == {"1": 0.5}
     assert run_command("export", run, path, "--check")[0] == 0
     code, text = run_command("export", base, path, "--check")
     assert code

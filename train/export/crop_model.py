@@ -32,6 +32,7 @@ from slicemill.train.crops.loop import read_crop_state
 from slicemill.train.crops.network import CropGraph
 from slicemill.train.crops.samples import join_samples
 from slicemill.train.crops.settings import CropConfig, read_crop_config
+from slicemill.train.export.earlier import keep_thresholds
 from slicemill.train.export.model_file import LICENSE, VERSIONED, add_metadata
 from slicemill.train.export.onnx_graph import OPSET, quiet_exporter
 from slicemill.train.export.parity import open_cpu_session
@@ -120,7 +121,12 @@ def summarize_crop_training(run: Path) -> CropTraining:
 
 
 def export_crops(
-    run: Path, path: Path, *, store_path: Path | None = None, segmentation_sha256: str | None = None
+    run: Path,
+    path: Path,
+    *,
+    store_path: Path | None = None,
+    segmentation_sha256: str | None = None,
+    earlier: CropCard | None = None,
 ) -> CropCard:
     """Write a run's best classifier as ONNX, and return its metadata.
 
@@ -130,6 +136,8 @@ def export_crops(
         Store with the crops for the parity check, if the run's file of crops was deleted; by default the run's.
     segmentation_sha256
         Hash of the segmentation model whose candidates it was trained on.
+    earlier
+        Metadata of the file that is replaced, whose thresholds are taken over if they hold (`keep_thresholds`).
 
     Raises
     ------
@@ -142,10 +150,13 @@ def export_crops(
     import onnxruntime
 
     trained = read_classifier(run, store_path)
+    kept = keep_thresholds(earlier, trained.weights_sha256, segmentation_sha256)
     with atomic_write(path) as aside:
         _write_onnx(trained, aside)
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
+            thresholds=kept.thresholds,
+            tuned=kept.tuned,
             segmentation_sha256=segmentation_sha256,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,
