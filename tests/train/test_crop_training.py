@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import Point
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split
+from slicemill.store.tables import points_sha256
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
 from slicemill.train.crops.folder import CROPS, check_base_split, choose_crop_split, find_samples
@@ -35,6 +37,7 @@ from slicemill.train.crops.samples import (
     keep_negatives,
 )
 from slicemill.train.crops.settings import CropConfig
+from slicemill.train.export.crop_model import read_classifier
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store
@@ -369,6 +372,35 @@ def test_cases_without_points_give_no_samples(crop_store):
     cases = {first.case_id: first, second.case_id: second, "bare": bare}
     samples = find_samples(cases, list(cases), QUICK, malignancy=False)
     assert {one.case_id for one in samples.used} == {first.case_id, second.case_id}
+
+
+def test_an_export_writes_no_crops_into_the_run(crop_store, nodule_run, tmp_path):
+    """Whether the run's crops are used, cut again, or cut from a store with other scans under the same names."""
+    run = shutil.copytree(nodule_run, tmp_path / "run")
+    before = (run / CROPS).read_bytes()
+    expected = read_classifier(run, None).crops
+    (run / CROPS).unlink()
+    assert torch.equal(read_classifier(run, None).crops, expected)
+    other = shutil.copytree(crop_store, tmp_path / "other")
+    for path in other.rglob("zarr.json"):
+        text = path.read_text()
+        path.write_text(re.sub(r'("points_sha256": ?")[0-9a-f]{64}', rf"\g<1>{'0' * 64}", text))
+    assert points_sha256(open_store(other)) != points_sha256(open_store(crop_store))
+    read_classifier(run, other)
+    assert not (run / CROPS).exists()
+    np.save(run / CROPS, np.zeros_like(np.load(nodule_run / CROPS)))
+    assert torch.equal(read_classifier(run, other).crops, expected)  # not those of the run, which has other points
+    (run / CROPS).unlink()
+    train_crops(crop_store, run, QUICK, log=quiet)
+    assert (run / CROPS).read_bytes() == before
+
+
+def test_crops_of_an_earlier_run_are_not_taken_for_those_of_a_new_one(crop_store, nodule_run, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(nodule_run / CROPS, run)
+    with pytest.raises(ConfigError, match="contains other files of a run"):
+        train_crops(crop_store, run, QUICK, log=quiet)
 
 
 def test_info_describes_a_run_of_a_classifier(nodule_run):

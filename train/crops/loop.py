@@ -175,7 +175,7 @@ def prepare_crops(
             raise ConfigError("the run started with another split. Use another folder, or --overwrite.", where=run)
         split = read_split(run / SPLIT, store.case_ids)
     else:
-        if any(run.glob("*.toml")):
+        if any(run.glob("*.toml")) or (run / CROPS).exists():
             raise ConfigError("contains other files of a run. Use another folder.", where=run)
         inherited = None if base is None else base / SPLIT
         split = choose_crop_split(store, split_file or inherited, config)
