@@ -81,7 +81,8 @@ def tune(
         slicemill tune liver.onnx store/ --split run/split.json
 
     Of a classifier of candidates, the thresholds for 1 and 4 false alarms a scan are chosen, on the candidates of the
-    store.
+    store. On the store that it was trained on, --split is required. In a file NAME.nodules of both models, the
+    classifier is tuned; tune its segmentation model before `export` adds it.
 
         slicemill tune classifier.onnx store/ --split runs/nodules/split.json
     """
@@ -133,12 +134,15 @@ def tune(
 
 
 def _is_classifier(path: Path) -> bool:
-    """Return whether a file is a model of kind `crops`."""
+    """Return whether the thresholds of a classifier are to be chosen: it is one, or a file of both models."""
     from slicemill.common.files import parse_json, read_file
     from slicemill.infer.runtime.onnx_file import read_metadata
     from slicemill.store.crop_card import is_crop_metadata
     from slicemill.store.model_card import METADATA_KEY
+    from slicemill.store.nodules_file import BUNDLE_SUFFIX
 
+    if path.suffix == BUNDLE_SUFFIX:
+        return True
     try:
         return is_crop_metadata(parse_json(read_metadata(read_file(path), METADATA_KEY) or "{}"))
     except (OSError, ValueError):  # opening the model explains it
@@ -153,21 +157,24 @@ def _tune_classifier(
 
     from slicemill.common.progress import progress
     from slicemill.infer import tune_classifier as thresholds
-    from slicemill.infer.network.classifier import open_classifier
+    from slicemill.store.crop_card import CropTuning
     from slicemill.store.reader import open_store
 
-    opened = open_classifier(model, provider)
-    cases = thresholds.choose_judged_cases(open_store(store), split)
+    opened = thresholds.open_tunable(model, provider)
+    cases = thresholds.choose_judged_cases(open_store(store), split, opened.card)
     with progress("tune", len(cases), "cases") as advance:
         chosen = thresholds.choose_thresholds(opened, cases, lambda case_id: advance(1, case_id))
-    print_line(f"{count_noun(len(cases), 'case')} of {store}")
+    print_line(f"{count_noun(len(cases), 'case')} of {store}{', its validation part' if split else ''}")
+    if not split:
+        print_line("all cases: thresholds are too good if patients of the training are among them")
     rows = [
         (one.rate, f"{one.threshold:.4f}", f"{one.false_alarms:.2f}", f"{one.detected} of {one.nodules}")
         for one in chosen
     ]
     print_lines(format_table(["false alarms a scan, at most", "threshold", "false alarms a scan", "nodules"], rows))
     if not dry_run:
-        thresholds.write_thresholds(opened, chosen)
+        tuned = CropTuning(cases=len(cases), part="validation" if split else "all", nodules=chosen[0].nodules)
+        thresholds.write_thresholds(model, opened.card, chosen, tuned)
     print_line("nothing was written (--dry-run)" if dry_run else f"written: {model}")
     if json:
         written = [] if dry_run else [str(model)]

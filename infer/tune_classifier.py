@@ -1,7 +1,8 @@
 """Thresholds of a classifier, chosen on the candidates of a store, and written into its file.
 
-1. The classifier judges every candidate of the chosen cases. Candidates that contradict the points, repeat another, or
-   lie in an excluded finding do not count (`slicemill.store.point_tables`).
+1. The classifier judges every candidate of the chosen cases. Detections and false alarms are counted as by `slicemill
+   froc`: a candidate detects each nodule whose radius it lies in. It is a false alarm if it lies in no nodule and in no
+   excluded finding. Candidates near each other all count, whatever class the table gives them.
 2. The threshold for r false alarms a scan is the lowest at which no more than r candidates a scan are false alarms, so
    the one with the highest sensitivity.
 3. A nodule counts as detected if a candidate in its radius reaches the threshold. A nodule without candidates is missed
@@ -12,25 +13,32 @@ Choose thresholds on the validation cases that selected the checkpoint, never on
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import atomic_write, to_json
 from slicemill.ct.crops import SIDE, cut_crop
-from slicemill.infer.network.classifier import BATCH, Classifier
+from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point
+from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
+from slicemill.infer.network.nodules import open_judge
+from slicemill.infer.runtime.providers import Provider
+from slicemill.store.crop_card import CropCard, CropTuning
 from slicemill.store.model_card import METADATA_KEY
-from slicemill.store.point_tables import NONE, compare_candidates
+from slicemill.store.nodules_file import BUNDLE_SUFFIX, CLASSIFIER, SEGMENTATION, read_bundle, write_bundle
 from slicemill.store.reader import Case, Store
 from slicemill.store.split import read_split
+from slicemill.store.tables import points_sha256
 
 RATES = (1, 4)
 """False alarms a scan."""
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +65,21 @@ class ChosenThreshold:
     nodules: int
 
 
-def choose_judged_cases(store: Store, split: Path | None) -> list[Case]:
+def choose_judged_cases(store: Store, split: Path | None, card: CropCard) -> list[Case]:
     """Return the cases to judge: the validation part of a split file, or all; those with a table of candidates.
 
     Raises
     ------
+    UsageError
+        There is no split, and the classifier was trained on this store.
     ConfigError
-        There is none, or the split cannot be read.
+        There is no such case, or the split cannot be read.
     """
+    if split is None and card.store_sha256 == points_sha256(store):
+        raise UsageError(
+            f"--split: the classifier was trained on {store.root}, whose cases are for the most part its training "
+            "cases. Pass the split of its run: --split RUN/split.json."
+        )
     names = list(store) if split is None else list(read_split(split, store.case_ids).validation)
     cases = [case for case in (store[name] for name in names) if case.candidates is not None]
     if not cases:
@@ -78,24 +93,35 @@ def choose_judged_cases(store: Store, split: Path | None) -> list[Case]:
 def judge_case(classifier: Classifier, case: Case) -> JudgedCase:
     """Judge the candidates of a case."""
     table, points = case.candidates, case.points or ()
-    count = sum(point.kind == "nodule" for point in points)
+    nodules = [point for point in points if point.kind == "nodule"]
     if table is None or not len(table):
-        return JudgedCase(false=np.zeros(0), nodules=np.full(count, -1.0))
-    found = compare_candidates(table, points)
-    is_false = ~found.in_nodule & ~found.in_excluded & (found.duplicate_of == NONE) & (table[:, 3] == 0)
-    rows = np.flatnonzero(is_false | found.in_nodule)
+        return JudgedCase(false=np.zeros(0), nodules=np.full(len(nodules), -1.0))
+    places = table[:, :3]
+    hits = [_are_inside(places, point) for point in nodules]
+    in_nodule = _any_of(hits, len(table))
+    in_excluded = _any_of([_are_inside(places, point) for point in points if point.kind == "excluded"], len(table))
+    is_false = ~in_nodule & ~in_excluded
+    rows = np.flatnonzero(is_false | in_nodule)
     probability = np.full(len(table), np.nan)
     volume = case.image[:]
     for first in range(0, len(rows), BATCH):
         chosen = rows[first : first + BATCH]
         crops = np.empty((len(chosen), SIDE, SIDE, SIDE), dtype=np.int16)
         for crop, row in zip(crops, chosen, strict=True):
-            crop[...] = cut_crop(volume, case.affine, table[row, :3])
+            crop[...] = cut_crop(volume, case.affine, places[row])
         probability[chosen] = classifier.run(crops).nodule
-    nodules = np.full(count, -1.0)
-    inside = np.flatnonzero(found.in_nodule)
-    np.maximum.at(nodules, found.nearest[inside], probability[inside])
-    return JudgedCase(false=probability[is_false], nodules=nodules)
+    best = [float(probability[hit].max(initial=-1.0)) for hit in hits]
+    return JudgedCase(false=probability[is_false], nodules=np.array(best, dtype=np.float64))
+
+
+def _are_inside(places: Floats, point: Point) -> Mask:
+    """Return bool[n]: whether positions float64[n, 3], mm, lie in a finding."""
+    radius = (point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2
+    return np.asarray(((places - np.array(point.xyz_mm)) ** 2).sum(axis=1) < radius**2, dtype=bool)
+
+
+def _any_of(masks: Sequence[Mask], count: int) -> Mask:
+    return np.logical_or.reduce([np.zeros(count, dtype=bool), *masks])
 
 
 def choose_threshold(judged: Sequence[JudgedCase], rate: int) -> ChosenThreshold:
@@ -142,13 +168,43 @@ def choose_thresholds(
     return [choose_threshold(judged, rate) for rate in RATES]
 
 
-def write_thresholds(classifier: Classifier, chosen: Sequence[ChosenThreshold]) -> None:
-    """Write the thresholds into the classifier's file atomically; other metadata stay unchanged."""
+def open_tunable(path: Path, provider: Provider) -> Classifier:
+    """Open a classifier, also that of a file of both models.
+
+    Raises
+    ------
+    ModelError
+        It is not a model of kind `crops`.
+    ProviderError
+        The provider does not run here.
+    """
+    return open_judge(path, None, provider) or open_classifier(path, provider)
+
+
+def write_thresholds(path: Path, card: CropCard, chosen: Sequence[ChosenThreshold], tuned: CropTuning | None) -> None:
+    """Write the thresholds into a classifier's file, or one of both models, atomically; the rest stays unchanged.
+
+    `card` has the metadata of the classifier.
+    """
+    card = replace(card, thresholds={str(one.rate): one.threshold for one in chosen}, tuned=tuned)
+    target = path.resolve()
+    if path.suffix != BUNDLE_SUFFIX:
+        _write_card(target, card)
+        return
+    content = read_bundle(target)
+    with tempfile.TemporaryDirectory() as folder:
+        segmentation, classifier = Path(folder) / SEGMENTATION, Path(folder) / CLASSIFIER
+        segmentation.write_bytes(content.segmentation)
+        classifier.write_bytes(content.classifier)
+        _write_card(classifier, card)
+        write_bundle(target, segmentation, classifier)
+
+
+def _write_card(path: Path, card: CropCard) -> None:
     import onnx
 
-    card = classifier.card.as_json() | {"thresholds": {str(one.rate): one.threshold for one in chosen}}
-    model = onnx.load(classifier.path, load_external_data=False)
+    model = onnx.load(path, load_external_data=False)
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
-    entry.value = to_json(card)
-    with atomic_write(classifier.path.resolve()) as aside:
+    entry.value = to_json(card.as_json())
+    with atomic_write(path) as aside:
         onnx.save(model, aside)

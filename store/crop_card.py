@@ -45,6 +45,15 @@ class CropTraining(TypedDict, total=False):
     validation: dict[str, float]
 
 
+class CropTuning(TypedDict):
+    """The cases that thresholds were chosen on."""
+
+    cases: int
+    part: Literal["validation", "all"]
+    """The validation part of a split, or all cases of a store."""
+    nodules: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropCard:
     """The metadata of a model of kind `crops`, in the order of the keys in the file."""
@@ -59,6 +68,8 @@ class CropCard:
     """HU range to which the graph clips its input."""
     thresholds: dict[str, Probability] = field(default_factory=dict)
     """Threshold of `nodule` by false alarms a scan on validation, like ``{"1": 0.83, "4": 0.61}``; empty if unknown."""
+    tuned: CropTuning | None = None
+    """What `thresholds` were chosen on; None without thresholds."""
     segmentation_sha256: Sha256 | None = None
     """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
     parity: CropParity | None = None

@@ -141,6 +141,11 @@ def make_manifest_row(info: CaseInfo) -> ManifestRow:
     )
 
 
+def points_sha256(store: Store) -> str:
+    """Return one hash of a store's images and of their points."""
+    return sha256_of_json([(case.case_id, case.info.image.sha256, case.info.points_sha256) for case in store.values()])
+
+
 def make_slice_rows(info: CaseInfo) -> list[Row]:
     """Return a case's rows of the slice table."""
     stats = info.slice_stats

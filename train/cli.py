@@ -316,7 +316,8 @@ def export(
         refuse_slice_options({name: one or None for name, one in {**options, "size": size}.items()})
         request_of_crops = CropExportRequest(run=run, model=model, store=store, segmentation=segmentation)
         print_line("comparing the probabilities of onnxruntime and torch on crops of the validation cases")
-        print_line(request_of_crops.describe(request_of_crops.check() if check else request_of_crops.write().parity))
+        parity_of_crops = request_of_crops.check() if check else request_of_crops.write(print_line).parity
+        print_line(request_of_crops.describe(parity_of_crops))
         return
     if segmentation is not None:
         raise UsageError("--segmentation: applies to a run of `slicemill train --crops`. Remove it.")

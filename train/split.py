@@ -10,7 +10,9 @@ import numpy as np
 
 from slicemill.common.errors import StoreError
 from slicemill.common.names import natural_key
+from slicemill.store.reader import Store
 from slicemill.store.split import Split
+from slicemill.store.tables import make_manifest_row
 
 Row = dict[str, Any]
 """A row of the manifest of a store."""
@@ -23,6 +25,20 @@ class _Group:
     case_ids: tuple[str, ...]
     tumor_ml: float
     """Tumor volume of all cases, ml."""
+
+
+def split_store(store: Store, *, validation: float, test: float, seed: int) -> Split:
+    """Divide the cases of a store that have a mask at random (`make_split`).
+
+    Every training on a store divides it here, so that networks that are used together have the same test patients.
+
+    Raises
+    ------
+    StoreError
+        Fewer than three patients have a mask.
+    """
+    rows = [make_manifest_row(case.info).columns() for case in store.values()]
+    return make_split(rows, validation=validation, test=test, seed=seed)
 
 
 def make_split(manifest: Sequence[Row], *, validation: float, test: float, seed: int) -> Split:

@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import hashlib
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from typer.testing import CliRunner
 
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageError
+from slicemill.common.files import read_json, write_json
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import Point
 from slicemill.store.reader import open_store
+from slicemill.store.split import Split, read_split, write_split
+from slicemill.store.tables import points_sha256
+from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
-from slicemill.train.crops.folder import CROPS, CropData
+from slicemill.train.crops.folder import CROPS, CropData, check_base_split, choose_crop_split, find_samples
 from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import CropNetwork
@@ -32,7 +38,9 @@ from slicemill.train.crops.samples import (
     keep_negatives,
 )
 from slicemill.train.crops.settings import CropConfig
+from slicemill.train.export.crop_model import read_classifier
 from slicemill.train.run.checkpoint import BEST, LAST
+from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store
 
 QUICK = CropConfig(batch=4, epochs=2, validation=0.3, test=0.0, device="cpu")
@@ -44,6 +52,14 @@ class FakeCase:
     def __init__(self, points, candidates):
         self.case_id, self.points = "one", tuple(points)
         self.candidates = None if candidates is None else np.array(candidates, dtype=np.float64).reshape(-1, 5)
+
+
+class FakeStore(dict):
+    """Cases by id, as a store has them."""
+
+    @property
+    def case_ids(self):
+        return list(self)
 
 
 def nodule(number, xyz, diameter=10.0, kind="nodule", malignancy=None):
@@ -315,6 +331,119 @@ def test_a_folder_of_other_settings_or_points_is_refused(crop_store, nodule_run,
         train_crops(crop_store, tmp_path / "new", QUICK, base=tmp_path / "nothing", log=quiet)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_classifier_has_the_split_of_a_segmentation(crop_store, seed):
+    """Also where diameters, which a segmentation does not know, are in another order than the masks' volumes."""
+    store = FakeStore(open_store(crop_store))
+    for number, case in enumerate(list(store.values())):
+        size = (3.0, 30.0, 9.0)[number % 3]
+        points = [dataclasses.replace(point, diameter_mm=size) for point in case.points]
+        store[case.case_id] = SimpleNamespace(case_id=case.case_id, info=case.info, points=points)
+    shares = {"validation": 0.3, "test": 0.3, "seed": seed}
+    split = choose_crop_split(store, None, dataclasses.replace(CropConfig(), **shares))
+    assert split == choose_split(store, None, None, Config(**shares))
+    assert split.test
+
+
+def deal_anew(before, changes):
+    """Return a split in which some cases of an earlier one are in another part: case id -> part."""
+    parts = {
+        part: [one for one in getattr(before, part) if one not in changes] for part in ("train", "validation", "test")
+    }
+    for case_id, part in changes.items():
+        parts[part].append(case_id)
+    return Split(**{part: tuple(ids) for part, ids in parts.items()})
+
+
+def test_malignancy_is_not_judged_on_cases_that_its_base_learned_from(crop_store, nodule_run, tmp_path):
+    store = open_store(crop_store)
+    before = read_split(nodule_run / "split.json", store.case_ids)
+    learned, chose = before.train[0], before.validation[0]
+    check_base_split(nodule_run, before, store)
+    check_base_split(nodule_run, deal_anew(before, {chose: "train"}), store)  # may be learned now
+    for changes, what in (
+        ({learned: "validation"}, "who trained this run"),
+        ({learned: "test"}, "who trained this run"),
+        ({chose: "test"}, "who chose the checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            check_base_split(nodule_run, deal_anew(before, changes), store)
+    path = tmp_path / "split.json"
+    write_split(path, deal_anew(before, {learned: "validation"}))
+    with pytest.raises(ConfigError, match=rf"such as {learned}.*Leave out --split"):
+        train_crops(crop_store, tmp_path / "run", QUICK, base=nodule_run, split_file=path, log=quiet)
+
+
+def test_a_patient_of_the_base_is_known_by_name_bytes_and_voxels_in_another_store(crop_store, nodule_run):
+    store = open_store(crop_store)
+    before = read_split(nodule_run / "split.json", store.case_ids)
+    info = store[before.train[0]].info
+    fresh = {
+        "patient_id": "new",
+        "image": dataclasses.replace(info.image, sha256="0" * 64),
+        "fingerprint": "1" * 64,
+        "points_sha256": None,
+    }
+
+    def check(**same):
+        other = dataclasses.replace(info, **{**fresh, **same})
+        cases = FakeStore(one=SimpleNamespace(case_id="one", info=other))
+        check_base_split(nodule_run, Split(train=("one",), validation=(), test=("one",)), cases)
+
+    check()
+    for name in ("patient_id", "image", "fingerprint"):
+        with pytest.raises(ConfigError, match="who trained this run, such as one"):
+            check(**{name: getattr(info, name)})
+
+
+def test_a_base_of_malignancy_keeps_its_split(crop_store, nodule_run, tmp_path):
+    store = open_store(crop_store)
+    base = shutil.copytree(nodule_run, tmp_path / "base")
+    write_json(base / "model.json", {**read_json(base / "model.json"), "malignancy": True, "base_sha256": "0" * 64})
+    before = read_split(base / "split.json", store.case_ids)
+    check_base_split(base, before, store)
+    with pytest.raises(ConfigError, match="has malignancy already"):
+        check_base_split(base, deal_anew(before, {before.validation[0]: "train"}), store)
+
+
+def test_cases_without_points_give_no_samples(crop_store):
+    store = open_store(crop_store)
+    first, second = list(store.values())[:2]
+    bare = SimpleNamespace(case_id="bare", points=None, candidates=np.array([[0, 0, 0, 0, 2]], dtype=np.float64))
+    cases = {first.case_id: first, second.case_id: second, "bare": bare}
+    samples = find_samples(cases, list(cases), QUICK, malignancy=False)
+    assert {one.case_id for one in samples.used} == {first.case_id, second.case_id}
+
+
+def test_an_export_writes_no_crops_into_the_run(crop_store, nodule_run, tmp_path):
+    """Whether the run's crops are used, cut again, or cut from a store with other scans under the same names."""
+    run = shutil.copytree(nodule_run, tmp_path / "run")
+    before = (run / CROPS).read_bytes()
+    expected = read_classifier(run, None).crops
+    (run / CROPS).unlink()
+    assert torch.equal(read_classifier(run, None).crops, expected)
+    other = shutil.copytree(crop_store, tmp_path / "other")
+    for path in other.rglob("zarr.json"):
+        text = path.read_text()
+        path.write_text(re.sub(r'("points_sha256": ?")[0-9a-f]{64}', rf"\g<1>{'0' * 64}", text))
+    assert points_sha256(open_store(other)) != points_sha256(open_store(crop_store))
+    read_classifier(run, other)
+    assert not (run / CROPS).exists()
+    np.save(run / CROPS, np.zeros_like(np.load(nodule_run / CROPS)))
+    assert torch.equal(read_classifier(run, other).crops, expected)  # not those of the run, which has other points
+    (run / CROPS).unlink()
+    train_crops(crop_store, run, QUICK, log=quiet)
+    assert (run / CROPS).read_bytes() == before
+
+
+def test_crops_of_an_earlier_run_are_not_taken_for_those_of_a_new_one(crop_store, nodule_run, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(nodule_run / CROPS, run)
+    with pytest.raises(ConfigError, match="contains other files of a run"):
+        train_crops(crop_store, run, QUICK, log=quiet)
+
+
 def test_info_describes_a_run_of_a_classifier(nodule_run):
     from slicemill.info import describe, summarize
 
@@ -361,6 +490,7 @@ def run_command(*arguments):
 @pytest.mark.slow
 def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, crop_store, model, tmp_path):
     from slicemill.infer.network.classifier import open_classifier
+    from slicemill.infer.tune_classifier import ChosenThreshold, write_thresholds
     from slicemill.store.nodules_file import read_bundle
     from slicemill.train.crops.folder import load_base
     from slicemill.train.crops.network import CropGraph
@@ -382,6 +512,13 @@ def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, cro
     scores = opened.run(crops)
     np.testing.assert_allclose(scores.nodule, expected[0], atol=1e-3)
     np.testing.assert_allclose(scores.malignancy, expected[1], atol=1e-3)
+    assert "thresholds: none; choose them" in text
+    write_thresholds(
+        path, opened.card, [ChosenThreshold(rate=1, threshold=0.5, false_alarms=0, detected=1, nodules=1)], None
+    )
+    code, text = run_command("export", run, path, "--segmentation", model)
+    assert "thresholds: those of the replaced file" in text
+    assert open_classifier(path, "cpu").card.thresholds == {"1": 0.5}
     assert run_command("export", run, path, "--check")[0] == 0
     code, text = run_command("export", base, path, "--check")
     assert code

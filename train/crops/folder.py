@@ -21,12 +21,12 @@ import torch
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.errors import ConfigError, InputError, ModelError, StoreError
-from slicemill.common.files import atomic_write, sha256_of_file, sha256_of_json, write_bytes, write_csv, write_json
+from slicemill.common.files import atomic_write, sha256_of_file, write_bytes, write_csv, write_json
 from slicemill.common.progress import progress
 from slicemill.ct.crops import cut_crop
-from slicemill.store.reader import Case, Store
+from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import make_manifest_row
+from slicemill.store.tables import make_manifest_row, points_sha256
 from slicemill.train.config import to_toml
 from slicemill.train.crops.augment import STORED_SIDE
 from slicemill.train.crops.network import CropNetwork
@@ -42,7 +42,7 @@ from slicemill.train.crops.samples import (
 from slicemill.train.crops.settings import CropConfig, read_crop_config
 from slicemill.train.run.checkpoint import BEST, LAST, load_weights
 from slicemill.train.run.claim import is_empty
-from slicemill.train.split import make_split
+from slicemill.train.split import split_store
 
 CONFIG, SPLIT, MODEL, METRICS = "config.toml", "split.json", "model.json", "metrics.csv"
 SAMPLES, LEFT_OUT, CROPS = "samples.csv", "left_out.csv", "crops.npy"
@@ -104,11 +104,6 @@ def is_crop_run(run: Path) -> bool:
         return False
 
 
-def points_sha256(store: Store) -> str:
-    """Return one hash of a store's images and of their points."""
-    return sha256_of_json([(case.case_id, case.info.image.sha256, case.info.points_sha256) for case in store.values()])
-
-
 def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     """Return the best network of a run; with `malignancy`, its second last block starts as a copy of the first.
 
@@ -132,8 +127,10 @@ def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     return extended
 
 
-def choose_crop_split(cases: Sequence[Case], requested: Path | None, config: CropConfig, store: Store) -> Split:
-    """Return the requested split, else one by patient, in which the nodules' volumes are spread evenly.
+def choose_crop_split(store: Store, requested: Path | None, config: CropConfig) -> Split:
+    """Return the requested split, else the one that a segmentation of the store has with these shares and this seed.
+
+    A classifier judges what a segmentation found. With other parts, its test cases may have trained the segmentation.
 
     Raises
     ------
@@ -142,18 +139,56 @@ def choose_crop_split(cases: Sequence[Case], requested: Path | None, config: Cro
     """
     if requested is not None:
         return read_split(requested, store.case_ids)
-    patients = {case.info.patient_id for case in cases}
+    patients = {case.info.patient_id for case in store.values() if case.points is not None}
     if len(patients) < 3:
         raise StoreError(
             f"training needs at least 3 patients with points (train, validation, test); the store has {len(patients)}.",
             where=store.root,
         )
-    rows = []
-    for case in cases:
-        volume = sum((point.diameter_mm or 0.0) ** 3 for point in case.points or () if point.kind == "nodule")
-        # `make_split` divides the cases that have a mask; here, all these cases count
-        rows.append({**make_manifest_row(case.info).columns(), "mask_path": "points", "tumor_volume_ml": volume})
-    return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
+    return split_store(store, validation=config.validation, test=config.test, seed=config.seed)
+
+
+def check_base_split(base: Path, split: Split, store: Store) -> None:
+    """Check that no patient whom a run has learned from is in the validation or test part of a split.
+
+    Equal patients, and scans of equal bytes or equal voxels, count as one patient. Test cases must not have chosen the
+    base's checkpoint, either.
+
+    Raises
+    ------
+    ConfigError
+        One is, or the base is itself a run on top of another and has another split.
+    StoreError
+        The base's store is another one, and cannot be opened.
+    """
+    document = read_crop_run(base)
+    other = store if document.store_sha256 == points_sha256(store) else open_store(document.store)
+    before = read_split(base / SPLIT, other.case_ids)
+    if document.malignancy and before != split:
+        raise ConfigError(
+            "has malignancy already, on top of a run whose training cases it does not know; leave out --split, so that "
+            "its own split is used, or pass the run of nodule or not.",
+            where=base,
+        )
+    for learned, judged, what in (
+        (before.train, (*split.validation, *split.test), "trained"),
+        (before.validation, split.test, "chose the checkpoint of"),
+    ):
+        known = {key for case_id in learned for key in _identity(other[case_id])}
+        met = [case_id for case_id in judged if known.intersection(_identity(store[case_id]))]
+        if met:
+            raise ConfigError(
+                f"{len(met)} cases of validation or test are of patients who {what} this run, such as {met[0]}. Leave "
+                "out --split, so that the split of this run is used.",
+                where=base,
+            )
+
+
+def _identity(case: Case) -> set[tuple[str, str]]:
+    """Return what tells that two cases are of one patient."""
+    row = make_manifest_row(case.info)
+    keys = {"patient": row.patient_id, "bytes": row.source_sha256, "voxels": row.fingerprint}
+    return {(name, value) for name, value in keys.items() if value is not None}
 
 
 def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, malignancy: bool) -> Samples:
@@ -164,7 +199,7 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     StoreError
         One of the classes is missing.
     """
-    cases = [store[case_id] for case_id in case_ids]
+    cases = [case for case in (store[case_id] for case_id in case_ids) if case.points is not None]
     samples = (
         find_malignancy_samples(cases, ratings=has_ratings(store.values()))
         if malignancy
@@ -173,7 +208,7 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     for positive, what in MALIGNANT if malignancy else NEEDED:
         if not samples.of(positive=positive):
             raise StoreError(
-                f"{len(cases)} cases of the split have no {what}. Ingest the store with points "
+                f"{len(cases)} cases with points of the split have no {what}. Ingest the store with points "
                 + ("that have malignancy." if malignancy else "and candidates (--points, --candidates)."),
                 where=store.root,
             )

@@ -28,6 +28,7 @@ from slicemill.common.files import Location, write_csv
 from slicemill.common.progress import progress
 from slicemill.store.reader import open_store
 from slicemill.store.split import read_split
+from slicemill.store.tables import points_sha256
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import augment_crop, cut_middle
 from slicemill.train.crops.folder import (
@@ -37,13 +38,13 @@ from slicemill.train.crops.folder import (
     SPLIT,
     CropData,
     CropRunModel,
+    check_base_split,
     check_started,
     choose_crop_split,
     find_samples,
     hash_base,
     load_base,
     open_crops,
-    points_sha256,
     remove_crop_run,
     to_tensor,
     write_run,
@@ -137,7 +138,8 @@ def train_crops(
     Raises
     ------
     ConfigError
-        The run folder belongs to other settings or another store, or another training uses it.
+        The run folder belongs to other settings or another store, or another training uses it. Or training cases of
+        `base` are in the validation or test part.
     StoreError
         The store has no points of one of the classes.
     """
@@ -173,11 +175,12 @@ def prepare_crops(
             raise ConfigError("the run started with another split. Use another folder, or --overwrite.", where=run)
         split = read_split(run / SPLIT, store.case_ids)
     else:
-        if any(run.glob("*.toml")):
+        if any(run.glob("*.toml")) or (run / CROPS).exists():
             raise ConfigError("contains other files of a run. Use another folder.", where=run)
-        cases = [case for case in store.values() if case.points is not None]
         inherited = None if base is None else base / SPLIT
-        split = choose_crop_split(cases, split_file or inherited, config, store)
+        split = choose_crop_split(store, split_file or inherited, config)
+    if base is not None:
+        check_base_split(base, split, store)
     parts = [find_samples(store, part, config, malignancy=model.malignancy) for part in (split.train, split.validation)]
     write_run(run, config, split, model, (parts[0], parts[1]))
     data = CropData(train=parts[0], validation=parts[1], crops=open_crops(run / CROPS, store, join_samples(parts)))

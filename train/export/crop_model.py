@@ -2,6 +2,8 @@
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import torch
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, sha256_of_file
 from slicemill.common.machine import versions
+from slicemill.common.progress import progress
 from slicemill.common.telemetry import turn_off_telemetry
+from slicemill.ct.crops import cut_crop
 from slicemill.ct.pictures import pick_evenly
 from slicemill.store.crop_card import INPUT, MALIGNANCY, NODULE, CropCard, CropParity, CropTraining
-from slicemill.store.reader import open_store
+from slicemill.store.reader import Store, open_store
 from slicemill.store.split import read_split
+from slicemill.store.tables import points_sha256
 from slicemill.train.crops.augment import cut_middle
 from slicemill.train.crops.folder import (
     CONFIG,
@@ -30,8 +35,9 @@ from slicemill.train.crops.folder import (
 )
 from slicemill.train.crops.loop import read_crop_state
 from slicemill.train.crops.network import CropGraph
-from slicemill.train.crops.samples import join_samples
+from slicemill.train.crops.samples import Samples, join_samples
 from slicemill.train.crops.settings import CropConfig, read_crop_config
+from slicemill.train.export.earlier import keep_thresholds
 from slicemill.train.export.model_file import LICENSE, VERSIONED, add_metadata
 from slicemill.train.export.onnx_graph import OPSET, quiet_exporter
 from slicemill.train.export.parity import open_cpu_session
@@ -83,13 +89,33 @@ def read_classifier(run: Path, store_path: Path | None) -> TrainedClassifier:
         parts = [
             find_samples(store, part, config, malignancy=model.malignancy) for part in (split.train, split.validation)
         ]
-        stored = open_crops(run / CROPS, store, join_samples(parts))
-        rows = pick_evenly(range(len(parts[0].used), len(stored)), PARITY_CROPS)
-        crops = torch.stack([cut_middle(to_tensor(stored[row])) for row in rows])
+        crops = _read_parity_crops(run, model, store, (parts[0], parts[1]))
     graph = CropGraph(network, (config.window_low, config.window_high)).eval()
     return TrainedClassifier(
         config=config, model=model, graph=graph, crops=crops, training=training, weights_sha256=weights
     )
+
+
+def _read_parity_crops(run: Path, model: CropRunModel, store: Store, parts: tuple[Samples, Samples]) -> torch.Tensor:
+    """Return int16[n, 48, 48, 48], HU: crops of validation samples, from the run's file or else from the store.
+
+    Nothing is written into the run. Its file is used only if the store still has the cases and points of the run.
+    """
+    first, joined = len(parts[0].used), join_samples(parts)
+    rows = pick_evenly(range(first, len(joined.used)), PARITY_CROPS)
+    if (run / CROPS).exists() and model.store_sha256 == points_sha256(store):
+        stored = open_crops(run / CROPS, store, joined)
+        return torch.stack([cut_middle(to_tensor(stored[row])) for row in rows])
+    samples = [joined.used[row] for row in rows]
+    crops: list[torch.Tensor] = []
+    with progress("cut crops", len(samples), "crops") as advance:
+        for case_id, members in groupby(samples, key=attrgetter("case_id")):
+            case = store[case_id]
+            volume = case.image[:]
+            for sample in members:
+                crops.append(torch.from_numpy(cut_crop(volume, case.affine, sample.xyz_mm)))
+                advance(1, case_id)
+    return torch.stack(crops)
 
 
 def summarize_crop_training(run: Path) -> CropTraining:
@@ -120,7 +146,12 @@ def summarize_crop_training(run: Path) -> CropTraining:
 
 
 def export_crops(
-    run: Path, path: Path, *, store_path: Path | None = None, segmentation_sha256: str | None = None
+    run: Path,
+    path: Path,
+    *,
+    store_path: Path | None = None,
+    segmentation_sha256: str | None = None,
+    earlier: CropCard | None = None,
 ) -> CropCard:
     """Write a run's best classifier as ONNX, and return its metadata.
 
@@ -130,6 +161,8 @@ def export_crops(
         Store with the crops for the parity check, if the run's file of crops was deleted; by default the run's.
     segmentation_sha256
         Hash of the segmentation model whose candidates it was trained on.
+    earlier
+        Metadata of the file that is replaced, whose thresholds are taken over if they hold (`keep_thresholds`).
 
     Raises
     ------
@@ -142,10 +175,13 @@ def export_crops(
     import onnxruntime
 
     trained = read_classifier(run, store_path)
+    kept = keep_thresholds(earlier, trained.weights_sha256, segmentation_sha256)
     with atomic_write(path) as aside:
         _write_onnx(trained, aside)
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
+            thresholds=kept.thresholds,
+            tuned=kept.tuned,
             segmentation_sha256=segmentation_sha256,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,

@@ -1,6 +1,7 @@
 """Options of the command `export` for a run that trained a classifier."""
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,19 +38,30 @@ class CropExportRequest:
         if self.model.suffix == BUNDLE_SUFFIX and self.segmentation is None:
             raise UsageError(f"{self.model}: holds two models; pass --segmentation SEG.onnx, too.")
 
-    def write(self) -> CropCard:
-        """Write the file and return the metadata of the classifier."""
+    def write(self, log: Callable[[str], None]) -> CropCard:
+        """Write the file, say what became of its thresholds, and return the metadata of the classifier."""
+        from slicemill.train.export.earlier import describe_thresholds, read_earlier_card
+
+        earlier = read_earlier_card(self.model)
+        card = self._write(earlier)
+        log(describe_thresholds(self.model, earlier, card))
+        return card
+
+    def _write(self, earlier: CropCard | None) -> CropCard:
         from slicemill.train.export.crop_model import export_crops
 
-        if self.segmentation is None:
-            return export_crops(self.run, self.model, store_path=self.store)
-        sha256 = check_segmentation(self.segmentation)
-        if self.model.suffix == ".onnx":
-            return export_crops(self.run, self.model, store_path=self.store, segmentation_sha256=sha256)
+        segmentation = self.segmentation
+        sha256 = None if segmentation is None else check_segmentation(segmentation)
+
+        def export_to(path: Path) -> CropCard:
+            return export_crops(self.run, path, store_path=self.store, segmentation_sha256=sha256, earlier=earlier)
+
+        if segmentation is None or self.model.suffix == ".onnx":
+            return export_to(self.model)
         with tempfile.TemporaryDirectory() as folder:
             classifier = Path(folder) / "classifier.onnx"
-            card = export_crops(self.run, classifier, store_path=self.store, segmentation_sha256=sha256)
-            write_bundle(self.model, self.segmentation, classifier)
+            card = export_to(classifier)
+            write_bundle(self.model, segmentation, classifier)
         return card
 
     def check(self) -> CropParity:

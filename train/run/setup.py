@@ -16,7 +16,7 @@ from slicemill.ct.labels import IGNORE, Labels
 from slicemill.store.cache import SliceCache
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split, write_split
-from slicemill.store.tables import make_manifest_row, store_sha256
+from slicemill.store.tables import store_sha256
 from slicemill.train.config import Config, read_config, to_toml
 from slicemill.train.data.dataset import Batches, SliceRegion, compute_zoom
 from slicemill.train.data.sampling import Pool, make_pool
@@ -25,7 +25,7 @@ from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.claim import is_empty
 from slicemill.train.run.device import choose_device, choose_precision
 from slicemill.train.run.memory import AUTO, fitting_batch
-from slicemill.train.split import make_split
+from slicemill.train.split import split_store
 
 MAX_STORED_SIDE = 1 << 16
 """Sanity limit of the sides in ``model.json``. Model files have a lower limit; see `export --size`."""
@@ -213,8 +213,7 @@ def choose_split(store: Store, started_with: Path | None, requested: Path | None
         return earlier
     if chosen is not None:
         return chosen
-    rows = [make_manifest_row(case.info).columns() for case in store.values()]
-    return make_split(rows, validation=config.validation, test=config.test, seed=config.seed)
+    return split_store(store, validation=config.validation, test=config.test, seed=config.seed)
 
 
 def remove_run(run: Path) -> None:
