@@ -1,7 +1,7 @@
 """The findings that point detections are scored against: from tables in LUNA16's form, or from a slice store."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,53 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, UsageError
 from slicemill.common.files import Location, parse_location, read_file
 from slicemill.common.tables import read_table
-from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.formats.names import list_path_names
 from slicemill.ct.points import Point
 from slicemill.store.reader import is_store, open_store
 
 Floats = npt.NDArray[np.float64]
 SCAN = "seriesuid"
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aliases:
+    """What scans are called beside their names: by their files, with or without folders."""
+
+    scans: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other name -> the scans whose file has it. No name of a scan is among them."""
+
+    def resolve_all(self, names: Iterable[str], where: Location) -> dict[str, str]:
+        """Return the scan of each name, in order; a name of no known scan is returned as it is.
+
+        Parameters
+        ----------
+        where
+            The file with the names, for messages.
+
+        Raises
+        ------
+        InputError
+            A name is that of several scans, or two names are those of one.
+        """
+        scans: dict[str, str] = {}
+        owner: dict[str, str] = {}
+        for name in names:
+            found = self.scans.get(name, (name,))
+            if len(found) > 1:
+                shown = ", ".join(found[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
+                raise InputError(
+                    f"the name {name} is that of {len(found)} scans of the store, {shown}; use the case id, or the "
+                    "file's path with more folders.",
+                    where=where,
+                )
+            first = owner.setdefault(found[0], name)
+            if first != name:
+                raise InputError(
+                    f"{first} and {name} are both the scan {found[0]}; call each scan by one name.", where=where
+                )
+            scans[name] = found[0]
+        return scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +74,8 @@ class Findings:
     """Scan -> the group of each included finding; empty without groups."""
     patients: Mapping[str, str] | None = None
     """Scan -> patient; None if they are not known."""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of the scans -> their names."""
+    aliases: Aliases = field(default_factory=Aliases)
+    """Other names of the scans."""
 
     def count(self) -> int:
         """Return the number of included findings in the scans."""
@@ -71,7 +112,7 @@ def read_findings(files: FindingFiles) -> Findings:
     if is_store(root):
         if files.excluded is not None or files.patients is not None:
             raise UsageError("a store has excluded findings and patients of its own; leave out --excluded, --patients.")
-        return read_store_findings(root, None if files.scans is None else read_names(files.scans), files.group)
+        return read_store_findings(root, files.scans, files.group)
     if files.scans is None:
         raise UsageError("--scans: name the file that lists all scans, also those without findings.")
     scans = tuple(read_names(files.scans))
@@ -84,24 +125,25 @@ def read_findings(files: FindingFiles) -> Findings:
     )
 
 
-def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str | None) -> Findings:
+def read_store_findings(root: Location, chosen: Path | None, group: str | None) -> Findings:
     """Return the findings of a store's cases.
 
     Parameters
     ----------
     chosen
-        Case ids or file names without suffix; None for all cases.
+        Text file with case ids, or names of files without suffix, with or without folders; None for all cases.
     group
         Further column of the points that groups them.
 
     Raises
     ------
     InputError
-        A case has no points, is not in the store, or no finding has the column `group`.
+        A case has no points, is not in the store or is listed twice, a name is that of several cases, or no finding has
+        the column `group`.
     """
     store = open_store(root)
-    aliases = {strip_suffix(Path(case.info.image.name).name): case.case_id for case in store.values()}
-    ids = store.case_ids if chosen is None else [name if name in store else aliases.get(name, name) for name in chosen]
+    aliases = name_cases({case.case_id: case.info.image.name for case in store.values()})
+    ids = store.case_ids if chosen is None else [*aliases.resolve_all(read_names(chosen), chosen).values()]
     store.check_known(ids)
     cases = [store[case_id] for case_id in ids]
     bare = [case.case_id for case in cases if case.points is None]
@@ -119,8 +161,24 @@ def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str
         if group
         else {},
         patients={case.case_id: case.info.patient_id for case in cases},
-        aliases={name: case_id for name, case_id in aliases.items() if name not in ids},
+        aliases=aliases,
     )
+
+
+def name_cases(images: Mapping[str, str]) -> Aliases:
+    """Return what cases are called beside their ids, from the paths of their images.
+
+    A case id names its case alone, also where another one's file has this name.
+
+    >>> name_cases({"p1_ct": "p1/ct.nii.gz", "b": "b.nii.gz"}).scans
+    {'ct': ('p1_ct',), 'p1/ct': ('p1_ct',)}
+    """
+    scans: dict[str, list[str]] = defaultdict(list)
+    for case_id, path in images.items():
+        for name in list_path_names(path):
+            if name not in images:
+                scans[name].append(case_id)
+    return Aliases(scans={name: tuple(ids) for name, ids in scans.items()})
 
 
 def _stack(points: Sequence[Point]) -> Floats:

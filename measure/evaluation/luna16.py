@@ -58,12 +58,12 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
     Raises
     ------
     InputError
-        The file cannot be read, lacks a column, or has a value that is not a number.
+        The file cannot be read, lacks a column, has a value that is not a number, a name of several scans, or two names
+        of one.
     """
-    candidates: dict[str, Floats] = {}
-    for name, points in read_points(results, "probability").items():
-        scan = findings.aliases.get(name, name)
-        candidates[scan] = np.concatenate([candidates[scan], points]) if scan in candidates else points
+    points = read_points(results, "probability")
+    scans = findings.aliases.resolve_all(points, results)
+    candidates = {scans[name]: rows for name, rows in points.items()}
     patients = None
     if findings.patients is not None:
         patients = [findings.patients[name] for name in findings.scans]

@@ -11,7 +11,7 @@ from slicemill.measure.evaluation.froc import NoFindings, ScanHits, analyze_free
 from slicemill.measure.evaluation.luna16 import find_hits, keep_most_probable
 from slicemill.measure.evaluation.luna16 import score_points as score_findings
 from slicemill.store.writer import prepare_store
-from tests.ingest.luna import CENTERS, UID, make_collection, place
+from tests.ingest.luna import CENTERS, HEADER, UID, make_collection, make_scan, place, write_table
 
 NONE = np.empty((0, 4))
 
@@ -195,3 +195,54 @@ def test_a_store_has_its_findings_scans_and_patients(tmp_path):
         score_points(tmp_path / "out.csv", store, group="texture")
     with pytest.raises(UsageError, match="--scans"):
         score_points(tmp_path / "out.csv", tmp_path / "luna" / "annotations.csv")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A store of p1/ct.mha and p2/ct.mha, with a nodule at another place in each, and candidates of it by any name."""
+    for patient, number in (("p1", 1), ("p2", 2)):
+        make_scan(tmp_path / "in" / patient / "ct.mha", [CENTERS[number]])
+    rows = [(f"p{number}/ct", *place(center), size) for number, (center, size) in CENTERS.items()]
+    table = write_table(tmp_path / "annotations.csv", HEADER, rows)
+    one = IngestRequest(source=tmp_path / "in", points=table)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    return store
+
+
+def write_found(folder, *names):
+    """Write a candidate in the nodule of p1/ct.mha for each name."""
+    cells = ",".join(map(str, place(CENTERS[1][0])))
+    return write_rows(
+        folder / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", *(f"{n},{cells},0.9" for n in names)
+    )
+
+
+@pytest.mark.parametrize("name", ["p1/ct", "p1"])
+def test_a_scan_of_a_store_is_known_by_its_case_id_and_its_path(folders, tmp_path, name):
+    found = score_points(write_found(tmp_path, name), folders)
+    assert (found.unlisted_candidates, found.response.findings) == (0, 2)
+    assert found.response.curve.sensitivity.tolist() == [0, 0.5]
+    listed = score_points(write_found(tmp_path, name), folders, write_rows(tmp_path / "scans", name))
+    assert (listed.response.scans, listed.response.curve.sensitivity.tolist()) == (1, [0, 1])
+    other = score_points(write_found(tmp_path, name), folders, write_rows(tmp_path / "scans", "p2/ct"))
+    assert (other.unlisted_candidates, other.response.cpm) == (1, 0)
+
+
+def test_a_name_of_two_scans_of_a_store_is_refused_in_candidates_and_in_the_list(folders, tmp_path):
+    message = r"{}: the name ct is that of 2 scans of the store, p1, p2; use the case id"
+    with pytest.raises(InputError, match=message.format("out.csv")):
+        score_points(write_found(tmp_path, "ct"), folders)
+    with pytest.raises(InputError, match=message.format("out.csv")):  # of a scan that is perhaps not listed
+        score_points(write_found(tmp_path, "ct"), folders, write_rows(tmp_path / "scans", "p1"))
+    with pytest.raises(InputError, match=message.format("scans")):
+        score_points(write_found(tmp_path, "p1"), folders, write_rows(tmp_path / "scans", "ct"))
+
+
+def test_two_names_of_one_scan_are_refused_in_candidates_and_in_the_list(folders, tmp_path):
+    message = "{}: p1 and p1/ct are both the scan p1"
+    with pytest.raises(InputError, match=message.format("out.csv")):
+        score_points(write_found(tmp_path, "p1", "p1/ct"), folders)
+    with pytest.raises(InputError, match=message.format("scans")):
+        score_points(write_found(tmp_path, "p1"), folders, write_rows(tmp_path / "scans", "p1", "p1/ct"))
