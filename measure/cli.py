@@ -191,7 +191,7 @@ def froc(
     from slicemill.common.panels import draw_panels
     from slicemill.measure.evaluation.figures import draw_froc
     from slicemill.measure.evaluation.findings import FindingFiles, read_findings
-    from slicemill.measure.evaluation.froc import NoFindings
+    from slicemill.measure.evaluation.froc import RESAMPLES, NoFindings
     from slicemill.measure.evaluation.luna16 import score_points
 
     files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
@@ -213,6 +213,11 @@ def froc(
         f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled "
         f"{result.resampled})"
     )
+    if response.resamples < RESAMPLES:
+        print_line(
+            f"{RESAMPLES - response.resamples} of {RESAMPLES} samples of {result.resampled} had no finding and are "
+            "left out"
+        )
     print_line(
         f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
         f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
@@ -236,11 +241,12 @@ def _print_parts(parts: "Mapping[str, FreeResponse | NoFindings]") -> None:
     rows: list[list[object]] = []
     for name, one in parts.items():
         if isinstance(one, NoFindings):
-            rows.append([name, 0, *[None] * (len(RATES) + 3)])
+            rows.append([name, 0, *[None] * (len(RATES) + 4)])
         else:
-            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval])
+            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval, one.resamples])
     print_line()
-    print_lines(format_table(["findings", "n", *(f"{rate:g}" for rate in RATES), "CPM", "low", "high"], rows))
+    rates = [f"{rate:g}" for rate in RATES]
+    print_lines(format_table(["findings", "n", *rates, "CPM", "low", "high", "samples"], rows))
 
 
 def measure(

@@ -71,6 +71,14 @@ def test_the_curve_the_cpm_and_both_read_offs_are_those_drawn_by_hand():
     assert low < response.cpm < high
 
 
+def test_bootstrap_samples_without_a_finding_are_left_out_and_counted():
+    found = analyze_free_response([ScanHits(found=(0.9,)), *[ScanHits()] * 9])
+    assert (found.cpm, found.cpm_interval, found.cpm_of_mean_curve) == (1, (1, 1), 1)
+    assert 1 - 0.9**10 - 0.06 < found.resamples / 1000 < 1 - 0.9**10 + 0.06
+    assert found.band.low.min() == 1
+    assert analyze_free_response([ScanHits(found=(0.9,))] * 10).resamples == 1000
+
+
 def test_without_findings_there_is_no_sensitivity():
     assert analyze_free_response([ScanHits(false=(0.5,))]) == NoFindings(scans=1)
 
