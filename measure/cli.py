@@ -173,7 +173,8 @@ def froc(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column of the findings, like texture: a curve for each of its values.")
+        str | None,
+        typer.Option(help="Column of the findings, like texture: a curve for each of its values, at most 20."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
     json: Json = False,

@@ -18,6 +18,8 @@ from slicemill.store.reader import is_store, open_store
 Floats = npt.NDArray[np.float64]
 SCAN = "seriesuid"
 SHOWN = 3
+MOST_GROUPS = 20
+"""Limit of the values of a column that groups findings: each has a curve and a bootstrap of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +106,21 @@ def read_findings(files: FindingFiles) -> Findings:
     Raises
     ------
     UsageError
-        An option is missing, or does not go with a store.
+        An option is missing, or does not go with a store; or the column that groups has more than MOST_GROUPS values.
     InputError
         A file cannot be read, lacks a column, lists a scan twice, or has a value that is not a number.
     """
+    findings = _read_files(files)
+    values = len({name for names in findings.groups.values() for name in names})
+    if values > MOST_GROUPS:
+        raise UsageError(
+            f"--by {files.group}: the column has {values} values, and each would have a curve; at most {MOST_GROUPS} "
+            "are allowed. Choose a column of kinds or ratings, or round its numbers into classes."
+        )
+    return findings
+
+
+def _read_files(files: FindingFiles) -> Findings:
     root = parse_location(files.annotations)
     if is_store(root):
         if files.excluded is not None or files.patients is not None:

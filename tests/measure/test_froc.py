@@ -152,6 +152,18 @@ def test_each_diameter_band_has_a_curve_in_which_other_findings_count_as_nothing
     assert (solid.findings, glass.findings, glass.cpm) == (2, 1, 0)
 
 
+def test_a_column_of_many_values_is_refused_as_groups(banded):
+    truth = banded / "truth.csv"
+    asked = FindingFiles(annotations=truth, scans=banded / "scans.csv", group="solidity")
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm,solidity"
+    for count in (20, 21):
+        write_rows(truth, header, *(f"a,{n},0,0,5,{n / 7}" for n in range(count)))
+        if count == 20:
+            assert len(set(read_findings(asked).groups["a"])) == 20
+    with pytest.raises(UsageError, match="--by solidity: the column has 21 values"):
+        read_findings(asked)
+
+
 def test_intervals_over_patients_draw_all_scans_of_a_patient_together(banded):
     files = banded / "out.csv", banded / "truth.csv", banded / "scans.csv"
     found = score_points(*files, patients=banded / "patients.csv")
