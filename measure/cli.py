@@ -196,7 +196,8 @@ def froc(
     from slicemill.measure.evaluation.luna16 import score_points
 
     files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
-    result = score_points(results, read_findings(files))
+    findings = read_findings(files)
+    result = score_points(results, findings)
     response = result.response
     if isinstance(response, NoFindings):
         raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")
@@ -227,6 +228,16 @@ def froc(
         f"{response.findings} findings in {response.scans} scans; "
         f"{result.unlisted_candidates} candidates in unlisted scans"
     )
+    if findings.unlisted:
+        print_line(
+            f"not counted: {count_noun(result.unlisted_findings, 'finding')} in "
+            f"{count_noun(len(findings.unlisted), 'unlisted scan')}, the first {min(findings.unlisted)}"
+        )
+    if findings.left_out:
+        print_line(
+            f"{count_noun(findings.left_out, 'row')} of the table of nodules left out of the store or changed: see its "
+            "points_left_out.csv"
+        )
     _print_parts(result.parts)
     if out is not None:
         write_json(out / "froc.json", result.as_json())

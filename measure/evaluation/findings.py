@@ -78,6 +78,10 @@ class Findings:
     """Scan -> patient; None if they are not known."""
     aliases: Aliases = field(default_factory=Aliases)
     """Other names of the scans."""
+    unlisted: Mapping[str, int] = field(default_factory=dict)
+    """Scan that is not scored -> its number of findings, at least 1."""
+    left_out: int = 0
+    """Rows of the table of nodules that the scored cases of a store have not as findings, or not as they stand."""
 
     def count(self) -> int:
         """Return the number of included findings in the scans."""
@@ -129,9 +133,11 @@ def _read_files(files: FindingFiles) -> Findings:
     if files.scans is None:
         raise UsageError("--scans: name the file that lists all scans, also those without findings.")
     scans = tuple(read_names(files.scans))
+    included, listed = read_points(files.annotations, "diameter_mm"), set(scans)
     return Findings(
         scans=scans,
-        included=read_points(files.annotations, "diameter_mm"),
+        included=included,
+        unlisted={name: len(points) for name, points in included.items() if name not in listed},
         excluded=read_points(files.excluded, "diameter_mm") if files.excluded else {},
         groups=read_groups(files.annotations, files.group) if files.group else {},
         patients=read_patients(files.patients, scans) if files.patients else None,
@@ -162,7 +168,8 @@ def read_store_findings(root: Location, chosen: Path | None, group: str | None) 
     bare = [case.case_id for case in cases if case.points is None]
     if bare:
         raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
-    nodules = {case.case_id: [point for point in case.points or () if point.kind == "nodule"] for case in cases}
+    everywhere = {case.case_id: [one for one in case.points or () if one.kind == "nodule"] for case in store.values()}
+    nodules = {case_id: everywhere.pop(case_id) for case_id in ids}
     known = {name for points in nodules.values() for point in points for name in (*point.further, *point.words)}
     if group is not None and group not in known:
         raise InputError(f"no finding has the column {group}; leave out --by.", where=root)
@@ -175,6 +182,8 @@ def read_store_findings(root: Location, chosen: Path | None, group: str | None) 
         else {},
         patients={case.case_id: case.info.patient_id for case in cases},
         aliases=aliases,
+        unlisted={case_id: len(points) for case_id, points in everywhere.items() if points},
+        left_out=sum(one.table == "points" for case in cases for one in case.info.points_left_out),
     )
 
 

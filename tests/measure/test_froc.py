@@ -1,8 +1,12 @@
 """LUNA16's rules, and curves, each by hand."""
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from slicemill.cli import commands
 from slicemill.common.errors import InputError, UsageError
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.request import IngestRequest
@@ -95,6 +99,42 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
     with pytest.raises(InputError, match="has no column diameter_mm"):
         score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+
+
+def test_findings_that_are_not_scored_are_counted_and_told(tmp_path):
+    truth = write_rows(
+        tmp_path / "truth.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", "s1,0,0,0,9", "S3,0,0,0,9", "S3,9,0,0,9"
+    )
+    found = write_rows(tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", "s1,1,1,1,0.9")
+    scans = write_rows(tmp_path / "scans.csv", "s1", "s3")
+    code, text = froc_command(found, truth, "--scans", scans, "--out", tmp_path)
+    assert (code, "not counted: 2 findings in 1 unlisted scan, the first S3" in text) == (0, True), text
+    written = json.loads((tmp_path / "froc.json").read_text())
+    assert (written["findings"], written["findings_of_unlisted_scans"]) == (1, 2)
+    scans.write_text("s1\nS3\n")
+    assert "not counted" not in froc_command(found, truth, "--scans", scans)[1]
+
+
+def test_rows_that_a_store_left_out_and_cases_that_are_not_scored_are_told(tmp_path):
+    table = make_collection(tmp_path / "luna")
+    with table.open("a") as file:
+        file.write(f"{UID.format(1)},900,900,900,9\n{UID.format(2)},900,900,900,9\n")
+    one = IngestRequest(source=tmp_path / "luna", points=table)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    found = write_rows(tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", f"{UID.format(1)},0,0,0,0.5")
+    code, text = froc_command(found, store)
+    assert (code, "2 rows of the table of nodules left out" in text) == (0, True), text
+    assert "not counted" not in text
+    text = froc_command(found, store, "--scans", write_rows(tmp_path / "scans", UID.format(1)))[1]
+    assert "1 row of the table of nodules left out" in text
+    assert f"not counted: 1 finding in 1 unlisted scan, the first {UID.format(2)}" in text
+
+
+def froc_command(*arguments):
+    result = CliRunner().invoke(commands(), ["froc", *map(str, arguments)])
+    return result.exit_code, " ".join(f"{result.output} {result.exception or ''}".split())
 
 
 def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path):
