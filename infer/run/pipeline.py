@@ -380,7 +380,8 @@ def infer(
             write_summary(out, model, summary, options.part)
             if judge is not None:
                 names = {one.name for one in summary.outcomes if one.status != "failed" and is_ours(one)}
-                write_candidate_tables(out, [job.stem for job in jobs if job.name in names], options.part)
+                in_table = {job.stem: job.short_name or job.stem for job in jobs if job.name in names}
+                write_candidate_tables(out, in_table, options.part)
     return summary
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,6 +333,22 @@ def test_killed_runs_end_with_the_same_candidates(models, scans, whole, tmp_path
 def infer_command(*arguments):
     result = CliRunner().invoke(commands(), ["infer", *map(str, arguments), "--provider", "cpu"])
     return result.exit_code, " ".join(f"{result.output} {result.exception or ''}".split())
+
+
+def test_the_name_of_a_scan_does_not_depend_on_its_shard_or_on_scans_that_fail(models, scans, tmp_path):
+    for patient in ("p0", "p1"):
+        (tmp_path / "in" / patient).mkdir(parents=True)
+        shutil.copy(scans / "p1" / "scan-1.nii.gz", tmp_path / "in" / patient / "ct.nii.gz")
+    shutil.copy(scans / "p1" / "scan-5.nii.gz", tmp_path / "in" / "p1" / "other.nii.gz")
+    (tmp_path / "in" / "p2").mkdir()
+    (tmp_path / "in" / "p2" / "other.nii.gz").write_bytes(b"broken")
+    tables = []
+    for shard in ("0/2", "1/2"):  # p0/ct and p1/other; p1/ct and p2/other
+        out = tmp_path / "out"
+        infer_command(models[0], tmp_path / "in", "--out", out, "--classifier", models[1], "--shard", shard)
+        rows = read_rows(out / f"candidates-{shard.replace('/', '-of-')}.csv")
+        tables.append({row["seriesuid"] for row in rows})
+    assert tables == [{"p0/ct", "p1/other"}, {"p1/ct"}]
 
 
 def test_one_file_of_both_models_gives_the_same_candidates(models, scans, whole, tmp_path):

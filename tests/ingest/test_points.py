@@ -174,6 +174,25 @@ def test_further_columns_are_kept_unless_they_could_name_a_person(luna, tmp_path
     assert b"Mrs X" not in b"".join(path.read_bytes() for path in store.root.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [("AnnotationID", "100570_1_19990102"), ("lesion", "100570_1"), ("pid", "100570"), ("ssn", "123456789"),
+     ("subject", "17"), ("patnr", "17"), ("dob", "19500101"), ("age", "61"), ("label", "100570"), ("x1", "17")],
+)  # fmt: skip
+def test_numbers_of_unknown_columns_are_not_kept_and_told(column, cell, tmp_path):
+    header = (*HEADER, column, "Agreement Level", "internal_structure")
+    found = read_points(table(tmp_path, (UID.format(1), 1, 2, 3, 9.0, cell, 4, "yes"), header=header), "nodule")
+    assert dict(found.rows[0].further) == {"agreement level": 4.0, "internal_structure": 1.0}
+    (note,) = found.notes
+    assert f"the column {column.lower()} is not kept" in note
+    assert cell not in note
+
+
+def test_a_name_of_digits_and_underscores_is_no_position(tmp_path):
+    with pytest.raises(InputError, match="must have a number in coordx; it has '1_0'"):
+        read_points(table(tmp_path, (UID.format(1), "1_0", 2, 3, 9.0)), "nodule")
+
+
 def test_rows_that_cannot_be_used_are_listed(luna, tmp_path):
     center, size = CENTERS[1]
     good = place(center)
