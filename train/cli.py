@@ -165,7 +165,7 @@ def train(
         bool,
         typer.Option(
             "--show-config",
-            help="Print all settings as TOML for --config, with their defaults or those of --recipe or --crops, and exit.",
+            help="Print all settings as TOML for --config, by default or of --recipe or --crops, and exit.",
             callback=print_config,
         ),
     ] = False,

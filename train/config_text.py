@@ -3,7 +3,6 @@
 import ast
 import inspect
 import textwrap
-
 from typing import TYPE_CHECKING
 
 from slicemill.train.config import CHOICES, to_toml
