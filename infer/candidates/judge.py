@@ -93,10 +93,11 @@ class CandidateJudge:
         ConfigError
             It does not.
         """
+        option = "--candidates" if classifier is None else "--classifier"
         if model.labels.tumor is None or not (model.gives_tumor or model.gives_probability):
             raise ConfigError(
-                f"{'--candidates' if classifier is None else '--classifier'}: candidates are lumps of the probability of tumor, and the segmentation model outputs "
-                "none. Name the label of nodules as tumor, or export it with --probability.",
+                f"{option}: candidates are lumps of the probability of tumor, and the segmentation model outputs none. "
+                "Name the label of nodules as tumor, or export it with --probability.",
                 where=model.name,
             )
         self._model = model
