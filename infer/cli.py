@@ -80,10 +80,11 @@ def tune(
 
         slicemill tune liver.onnx store/ --split run/split.json
 
-    Of a classifier of candidates, the thresholds for 1 and 4 false alarms a scan are chosen, on the candidates of the
-    store.
+    Of a classifier of candidates, also in NAME.nodules, the thresholds for 1 and 4 false alarms a scan are chosen, on
+    the candidates of the store.
 
         slicemill tune classifier.onnx store/ --split runs/nodules/split.json
+        slicemill tune lung.nodules store/ --split runs/nodules/split.json
     """
     if _is_classifier(model):
         _tune_classifier(model, store, split, provider, dry_run=dry_run, json=json)
@@ -133,12 +134,15 @@ def tune(
 
 
 def _is_classifier(path: Path) -> bool:
-    """Return whether a file is a model of kind `crops`."""
+    """Return whether a file is a model of kind `crops`, or has one beside a segmentation."""
     from slicemill.common.files import parse_json, read_file
     from slicemill.infer.runtime.onnx_file import read_metadata
     from slicemill.store.crop_card import is_crop_metadata
     from slicemill.store.model_card import METADATA_KEY
+    from slicemill.store.nodules_file import BUNDLE_SUFFIX
 
+    if path.suffix == BUNDLE_SUFFIX:
+        return True
     try:
         return is_crop_metadata(parse_json(read_metadata(read_file(path), METADATA_KEY) or "{}"))
     except (OSError, ValueError):  # opening the model explains it
@@ -153,10 +157,13 @@ def _tune_classifier(
 
     from slicemill.common.progress import progress
     from slicemill.infer import tune_classifier as thresholds
-    from slicemill.infer.network.classifier import open_classifier
+    from slicemill.infer.network.nodules import open_judge
+    from slicemill.store.nodules_file import BUNDLE_SUFFIX
     from slicemill.store.reader import open_store
 
-    opened = open_classifier(model, provider)
+    bundled = model.suffix == BUNDLE_SUFFIX
+    opened = open_judge(model, None if bundled else model, provider)
+    assert opened is not None  # noqa: S101 (for mypy: there is a classifier)
     cases = thresholds.choose_judged_cases(open_store(store), split)
     with progress("tune", len(cases), "cases") as advance:
         chosen = thresholds.choose_thresholds(opened, cases, lambda case_id: advance(1, case_id))
@@ -167,7 +174,7 @@ def _tune_classifier(
     ]
     print_lines(format_table(["false alarms a scan, at most", "threshold", "false alarms a scan", "nodules"], rows))
     if not dry_run:
-        thresholds.write_thresholds(opened, chosen)
+        thresholds.write_thresholds(model, opened, chosen)
     print_line("nothing was written (--dry-run)" if dry_run else f"written: {model}")
     if json:
         written = [] if dry_run else [str(model)]

@@ -13,17 +13,18 @@ Choose thresholds on the validation cases that selected the checkpoint, never on
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError
-from slicemill.common.files import atomic_write, to_json
+from slicemill.common.files import to_json, write_bytes
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.infer.network.classifier import BATCH, Classifier
 from slicemill.store.model_card import METADATA_KEY
+from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle, save_bundle
 from slicemill.store.point_tables import NONE, compare_candidates
 from slicemill.store.reader import Case, Store
 from slicemill.store.split import read_split
@@ -142,13 +143,21 @@ def choose_thresholds(
     return [choose_threshold(judged, rate) for rate in RATES]
 
 
-def write_thresholds(classifier: Classifier, chosen: Sequence[ChosenThreshold]) -> None:
-    """Write the thresholds into the classifier's file atomically; other metadata stay unchanged."""
+def write_thresholds(path: Path, classifier: Classifier, chosen: Sequence[ChosenThreshold]) -> None:
+    """Write the thresholds into the file of a classifier, or of both models, atomically; the rest stays unchanged."""
+    if path.suffix != BUNDLE_SUFFIX:
+        write_bytes(path.resolve(), _set_thresholds(path.read_bytes(), classifier, chosen))
+        return
+    models = read_bundle(path)
+    save_bundle(path.resolve(), replace(models, classifier=_set_thresholds(models.classifier, classifier, chosen)))
+
+
+def _set_thresholds(content: bytes, classifier: Classifier, chosen: Sequence[ChosenThreshold]) -> bytes:
+    """Return the ONNX file `content` of a classifier with thresholds in its metadata."""
     import onnx
 
     card = classifier.card.as_json() | {"thresholds": {str(one.rate): one.threshold for one in chosen}}
-    model = onnx.load(classifier.path, load_external_data=False)
+    model = onnx.load_model_from_string(content)
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
     entry.value = to_json(card)
-    with atomic_write(classifier.path.resolve()) as aside:
-        onnx.save(model, aside)
+    return bytes(model.SerializeToString())

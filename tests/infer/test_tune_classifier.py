@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError
 from slicemill.infer.network.classifier import open_classifier
+from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.tune_classifier import (
     JudgedCase,
     choose_judged_cases,
@@ -16,8 +17,9 @@ from slicemill.infer.tune_classifier import (
     judge_case,
     write_thresholds,
 )
+from slicemill.store.nodules_file import read_bundle, write_bundle
 from slicemill.store.reader import open_store
-from tests.infer.networks import write_classifier
+from tests.infer.networks import write_classifier, write_lung_model
 from tests.train.crop_store import make_crop_store
 
 
@@ -62,9 +64,18 @@ def test_nodules_and_false_alarms_are_those_of_the_store(crop_store, tmp_path):
     assert (judged.nodules > 0).all()
 
 
-def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
+@pytest.mark.parametrize("bundled", [False, True])
+def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path, bundled):
     path = write_classifier(tmp_path / "c.onnx", malignancy=True)
-    before = open_classifier(path, "cpu")
+    if bundled:
+        segmentation = write_lung_model(tmp_path / "lung.onnx")
+        path = tmp_path / "lung.nodules"
+        write_bundle(path, segmentation, tmp_path / "c.onnx")
+
+    def reopen():
+        return open_judge(path, None if bundled else path, "cpu")
+
+    before = reopen()
 
     def tune(*options):
         words = ["tune", str(path), str(crop_store), "--provider", "cpu", "--json", *options]
@@ -73,15 +84,18 @@ def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
         return json.loads(result.stdout[result.stdout.index("{") :])
 
     assert tune("--dry-run")["written"] == []
-    assert open_classifier(path, "cpu").sha256 == before.sha256
+    assert reopen().sha256 == before.sha256
     document = tune()
-    after = open_classifier(path, "cpu")
+    assert document["written"] == [str(path)]
+    after = reopen()
     assert list(after.card.thresholds) == ["1", "4"]
     assert after.card.thresholds["1"] == document["thresholds"][0]["threshold"]
     crops = np.random.default_rng(0).integers(-900, 0, (3, 48, 48, 48)).astype(np.int16)
     np.testing.assert_array_equal(after.run(crops).nodule, before.run(crops).nodule)
-    write_thresholds(after, [])
-    assert open_classifier(path, "cpu").card.thresholds == {}
+    if bundled:
+        assert read_bundle(path).segmentation == segmentation.read_bytes()
+    write_thresholds(path, after, [])
+    assert reopen().card.thresholds == {}
 
 
 def test_a_store_without_candidates_is_refused(stored):
