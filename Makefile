@@ -19,16 +19,13 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo nodules docs test soak quick coverage oldest card pythons real check lint types imports bench clean
+.PHONY: help demo docs test soak quick coverage oldest card pythons real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
-
-nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, about 8 minutes
-	$(BIN)/slicemill demo --lungs --out nodules
 
 docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -88,8 +85,8 @@ imports: $(VENV)/developing ## what may import what
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs
 
-clean: ## remove the environments, the built documentation and what demo, nodules and real made
-	rm -rf $(VENV) $(CARD) .venv-oldest demo nodules real build *.egg-info .coverage*
+clean: ## remove the environments, the built documentation and what demo and real made
+	rm -rf $(VENV) $(CARD) .venv-oldest demo real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

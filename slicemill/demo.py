@@ -82,20 +82,17 @@ class DemoOptions:
         return self.data or self.out / "collection"
 
 
-class Commands:
-    """Runs the commands of a demo one after the other, and shows the time left."""
+class _Commands:
+    """Runs the commands of the demo one after the other, and shows the time left."""
 
-    def __init__(self, countdown: Countdown, *, has_bar: bool) -> None:
+    def __init__(self, countdown: Countdown, epochs: int, *, has_bar: bool) -> None:
         self._countdown = countdown
-        self._epochs = 1
-        """The value of `--epochs` of the command that runs."""
+        self._epochs = epochs
         self._has_bar = has_bar
 
     def run(self, *words: object, may_fail: bool = False) -> None:
         """Run a command as the next step; see `run_command`."""
         self.begin(str(words[1] if words[0] == "store" else words[0]))
-        if "--epochs" in words:
-            self._epochs = int(str(words[words.index("--epochs") + 1]))
         run_command(*words, may_fail=may_fail, show=self._show)
 
     def begin(self, name: str) -> None:
@@ -129,7 +126,8 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     start = time.perf_counter()
     countdown = Countdown(demo_steps(options))
     with show_countdown(countdown) as has_bar:
-        commands = Commands(countdown, has_bar=has_bar)
+        epochs, _ = training_length(options)
+        commands = _Commands(countdown, epochs, has_bar=has_bar)
         store, split = _train_network(options, commands)
         evaluation = _segment_test_cases(options, commands, store, split)
         commands.begin("summary")
@@ -164,7 +162,7 @@ def demo_steps(options: DemoOptions) -> list[Step]:
     return [step if step.name != "train" else by_time if minutes else by_epochs for step in steps]
 
 
-def _train_network(options: DemoOptions, commands: Commands) -> tuple[Store, Split]:
+def _train_network(options: DemoOptions, commands: _Commands) -> tuple[Store, Split]:
     """Make a tuned model from the scans; return the store and the split of the training."""
     out, collection = options.out, options.collection
     store_path, run, model = out / "store", out / "run", out / "model.onnx"
@@ -190,7 +188,7 @@ def _train_network(options: DemoOptions, commands: Commands) -> tuple[Store, Spl
     return store, read_split(run / "split.json", store.case_ids)
 
 
-def _segment_test_cases(options: DemoOptions, commands: Commands, store: Store, split: Split) -> Mapping[str, Any]:
+def _segment_test_cases(options: DemoOptions, commands: _Commands, store: Store, split: Split) -> Mapping[str, Any]:
     """Segment and evaluate the cases that the training never saw; return the evaluation."""
     out, collection = options.out, options.collection
     scans = [collection / store[case_id].info.image.name for case_id in split.test]
