@@ -31,7 +31,7 @@ class CandidateRow:
     y_mm: float
     z_mm: float
     probability: float
-    """Probability of a nodule, by the classifier."""
+    """Probability of a nodule, by the classifier; without one, `peak`."""
     diameter_mm: float
     """Diameter of the ball of its volume."""
     volume_ml: float
@@ -52,8 +52,9 @@ class ScanCandidates:
     model_sha256: str
     """Hash of the segmentation model."""
     classifier: str
-    """File name of the classifier."""
+    """File name of the classifier; empty without one."""
     classifier_sha256: str
+    """Its hash; empty without one."""
     thresholds: dict[str, float]
     """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
     found: int

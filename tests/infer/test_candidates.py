@@ -303,6 +303,36 @@ def test_a_run_without_a_classifier_leaves_no_candidates_of_an_earlier_one(model
     assert not list(tmp_path.rglob("scan-*.candidates.json"))
 
 
+def test_candidates_of_the_segmentation_alone_are_those_that_a_classifier_judges(models, scans, whole, tmp_path):
+    code, text = infer_command(models[0], scans, "--out", tmp_path, "--candidates")
+    assert code == 0, text
+    peaks = {}
+    for scan in json.loads((tmp_path / "candidates.json").read_text())["scans"]:
+        assert (scan["classifier"], scan["classifier_sha256"], scan["thresholds"]) == ("", "", {})
+        for one in scan["candidates"]:
+            assert one["probability"] == one["peak"]
+            peaks[scan["scan"], one["x_mm"], one["y_mm"], one["z_mm"]] = one["peak"], one["diameter_mm"]
+    judged = json.loads((whole / "candidates.json").read_text())["scans"]
+    assert peaks == {
+        (scan["scan"], one["x_mm"], one["y_mm"], one["z_mm"]): (one["peak"], one["diameter_mm"])
+        for scan in judged
+        for one in scan["candidates"]
+    }
+    rows = read_rows(tmp_path / "candidates.csv")
+    assert len(rows) == len(peaks)
+    assert {row["malignancy"] for row in rows} == {""}
+    # other options: a run with a classifier judges all scans, and one without candidates removes them
+    run(models, scans, tmp_path)
+    assert without_scores(tmp_path)[0] == without_scores(whole)[0]
+
+
+def test_candidates_of_a_model_without_probability_are_refused(scans, tmp_path):
+    model = write_model(tmp_path / "m.onnx", {"lung": 1})
+    code, text = infer_command(model, scans, "--out", tmp_path / "out", "--candidates")
+    assert code
+    assert "--candidates: candidates are lumps of the probability of tumor" in text
+
+
 def command(models, scans, out):
     return [sys.executable, "-m", "slicemill", "infer", str(models[0]), str(scans), "--out", str(out),
             "--classifier", str(models[1]), "--provider", "cpu"]  # fmt: skip
@@ -369,10 +399,12 @@ def test_one_file_of_both_models_gives_the_same_candidates(models, scans, whole,
         (["--scheduler", "tcp://x:1"], "cannot be combined with --scheduler or --watch"),
     ],
 )
-def test_options_that_do_not_fit_a_classifier_are_refused(models, scans, tmp_path, options, message):
-    code, text = infer_command(models[0], scans, "--out", tmp_path / "out", "--classifier", models[1], *options)
+@pytest.mark.parametrize("judged", [True, False])
+def test_options_that_do_not_fit_candidates_are_refused(models, scans, tmp_path, options, message, judged):
+    words = ["--classifier", models[1]] if judged else ["--candidates"]
+    code, text = infer_command(models[0], scans, "--out", tmp_path / "out", *words, *options)
     assert code
-    assert message in text
+    assert f"{words[0]}: {message}" in text
 
 
 def test_models_in_each_others_place_are_refused(models, scans, tmp_path):
