@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -148,3 +150,49 @@ def test_indexes_of_many_folders_do_not_stay_in_memory(tmp_path, monkeypatch, li
     monkeypatch.setattr(folders, "KEPT_FILES", 1)
     find_dicom(tmp_path / "a")
     assert list(folders._kept) == [tmp_path / "a"]
+
+
+class Guarded(OrderedDict):
+    """A dictionary that is used only while the lock is held, because any other use might meet a change."""
+
+    def __getattribute__(self, name):
+        assert folders._lock.locked(), name
+        return super().__getattribute__(name)
+
+    def __setitem__(self, key, value):
+        assert folders._lock.locked()
+        super().__setitem__(key, value)
+
+    def __contains__(self, key):
+        assert folders._lock.locked()
+        return super().__contains__(key)
+
+
+def test_several_threads_look_up_series_while_indexes_are_dropped(tmp_path, monkeypatch):
+    for name in "abcd":
+        write_flat(tmp_path / name, count=1)
+    paths = [tmp_path / name / "S1_001" for name in "abcd"]
+    monkeypatch.setattr(folders, "_kept", Guarded())
+    monkeypatch.setattr(folders, "KEPT_FILES", 7)  # two of the folders
+    for path in (*paths, *paths, paths[-1]):
+        folders.look_up_file(path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(folders.look_up_file, paths * 20))
+    assert {one.series.series_uid for one in found} == {"1.2.1"}
+    folders.forget_folders()
+
+
+def test_a_lookup_survives_that_another_thread_drops_the_index(tmp_path, monkeypatch):
+    """The index is dropped between the check of its files and the end of the lookup."""
+    write_flat(tmp_path / "in", count=1)
+    path = tmp_path / "in" / "S1_001"
+    folders.look_up_file(path)
+    original = folders._have_not_changed
+
+    def drop(files):
+        result = original(files)
+        folders.forget_folders()
+        return result
+
+    monkeypatch.setattr(folders, "_have_not_changed", drop)
+    assert folders.look_up_file(path).series.series_uid == "1.2.1"

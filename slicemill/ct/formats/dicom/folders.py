@@ -9,6 +9,7 @@ A folder may hold hundreds of series, and each of them is looked up several time
 So the time for all series of a folder grows with the number of its files, not with its square.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,8 @@ class _Kept:
 
 _kept: OrderedDict[Location, _Kept] = OrderedDict()
 """Folder -> its index, the one that was used last at the end."""
+_lock = threading.Lock()
+"""Held for each use of `_kept`, by any thread, but not while headers are read."""
 
 
 def read_listing(folder: Location) -> Listing:
@@ -107,22 +110,33 @@ def index_listing(listing: Listing, advance: Advance) -> FolderSeries:
 def _index(listing: Listing, advance: Advance) -> _Kept:
     """Return the kept index if it is that of the same files, sizes and times; else a new one, which is kept."""
     files = listing.candidates()
-    old = _kept.pop(listing.folder, None)
+    old = _find_kept(listing.folder)
     if old is not None and old.files == files:
         index, by_path = old.index, old.by_path
     else:
         index = sort_files(listing.folder, files, advance)
         by_path = dict(_iter_paths(index))
     kept = _Kept(files=files, mtime_ns=listing.mtime_ns, index=index, by_path=by_path)
-    _kept[listing.folder] = kept
-    while len(_kept) > 1 and sum(len(one.files) for one in _kept.values()) > KEPT_FILES:
-        _kept.popitem(last=False)
+    with _lock:
+        _kept[listing.folder] = kept
+        _kept.move_to_end(listing.folder)
+        while len(_kept) > 1 and sum(len(one.files) for one in _kept.values()) > KEPT_FILES:
+            _kept.popitem(last=False)
     return kept
+
+
+def _find_kept(folder: Location) -> _Kept | None:
+    """Return the index of a folder, which becomes the one that was used last; None if there is none."""
+    with _lock:
+        if folder in _kept:
+            _kept.move_to_end(folder)
+        return _kept.get(folder)
 
 
 def forget_folders() -> None:
     """Forget the indexes of all folders, so that the next reader reads the headers again."""
-    _kept.clear()
+    with _lock:
+        _kept.clear()
 
 
 def _iter_paths(index: FolderSeries) -> Iterable[tuple[Location, Series | Refused]]:
@@ -156,11 +170,10 @@ def look_up_file(path: Location) -> FileIndex:
     ReadError
         The folder or the file cannot be read.
     """
-    known = _kept.get(path.parent)
+    known = _find_kept(path.parent)
     if known is not None and known.mtime_ns is not None and known.mtime_ns == _settled_mtime(path.parent):
         found = _look_up(known, path)
         if found is not None and _have_not_changed((*found.files, *known.index.unknown)):
-            _kept[path.parent] = _kept.pop(path.parent)
             return found
     kept = _read(read_listing(path.parent))
     found = _look_up(kept, path)
