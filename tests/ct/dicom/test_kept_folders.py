@@ -2,14 +2,16 @@
 
 import os
 import time
+import zipfile
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from slicemill.common.errors import ScanError
+from slicemill.common.errors import ReadError, ScanError
 from slicemill.ct.formats.dicom import folders
 from slicemill.ct.formats.dicom.discover import find_dicom
+from slicemill.ct.formats.dicom.files import OpenFile, stat_file
 from slicemill.ct.formats.dicom.lookup import find_series
 from slicemill.ct.formats.dicom.series import Refused
 from slicemill.ct.formats.open import mark_files, open_source
@@ -97,6 +99,55 @@ def test_a_slice_that_is_written_again_in_place_is_seen(name, tmp_path):
     settle(folder)
     assert mark_files(before.location) != mark
     assert find_series(before.location) != before.series
+
+
+def overwrite(path, content):
+    """Write a file again in place, with the size and the modification time that it had."""
+    state = path.stat()
+    assert len(content) == state.st_size
+    time.sleep(0.02)  # the clock of a file system counts in steps of some ms
+    path.write_bytes(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("way", ["file", "listing"])
+def test_a_slice_that_is_written_again_with_its_old_modification_time_is_seen(way, tmp_path):
+    folder = tmp_path / "in"
+    write_flat(folder, count=2)
+    before = find_dicom(folder).series[0]
+    others = make_series(make_volume((3, 4, 5), seed=1), SeriesInstanceUID="1.2.1", start=(-10, -20, -40))
+    save_series(tmp_path / "new", others)
+    for number in (1, 2, 3):
+        overwrite(folder / f"S1_00{number}", (tmp_path / "new" / f"IM00{number}").read_bytes())
+    after = find_series(before.location) if way == "file" else find_dicom(folder).series[0].series
+    assert before.series.grid.affine[2, 3] - 10 == after.grid.affine[2, 3]
+
+
+def test_a_file_that_is_overwritten_after_it_was_listed_is_not_read(tmp_path):
+    save_series(tmp_path, make_series(make_volume((1, 4, 5))))
+    listed = stat_file(tmp_path / "IM001")
+    OpenFile(listed).close()
+    overwrite(listed.path, bytes(listed.size))
+    with pytest.raises(ReadError, match="changed during reading"):
+        OpenFile(listed)
+
+
+def test_an_archive_that_is_overwritten_with_its_old_modification_time_is_read_again(tmp_path):
+    def pack(path, start):
+        slices = tmp_path / f"slices of {path.name}"
+        save_series(slices, make_series(make_volume((3, 4, 5)), start=start))
+        with zipfile.ZipFile(path, "w") as made:
+            for number in (1, 2, 3):
+                made.write(slices / f"IM00{number}", f"IM{number}")
+
+    (tmp_path / "in").mkdir()
+    archive = tmp_path / "in" / "a.zip"
+    pack(archive, (0, 0, 10))
+    before = find_dicom(tmp_path / "in").series[0].series
+    pack(tmp_path / "other", (0, 0, 20))
+    overwrite(archive, (tmp_path / "other").read_bytes())
+    after = find_dicom(tmp_path / "in").series[0].series
+    assert before.grid.affine[2, 3] + 10 == after.grid.affine[2, 3]
 
 
 @pytest.mark.parametrize("length", [0, 100, 600])
