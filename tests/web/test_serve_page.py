@@ -97,6 +97,7 @@ def shown(browser, served):
 
 @pytest.mark.parametrize("kind", ["nii.gz", "mha", "nrrd", "mhd", "nhdr", "zip"])
 def test_what_is_dropped_is_answered(shown, tmp_path, kind):
+    assert "3000 slices and 1500 million voxels" in shown.text("#accepts")
     if kind == "nii.gz":
         write_nifti(tmp_path / "ct.nii.gz")
     elif kind == "zip":

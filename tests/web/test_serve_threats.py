@@ -30,7 +30,7 @@ from tests.infer.networks import write_threshold
 from tests.web.jobs import Dropped, dropping, make_hu, serving_jobs, write_nifti
 from tests.web.test_serve_inputs import draw_picture, write_dicom, zipped
 
-SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50)
+SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50, voxels=3_000_000)
 IMPATIENT = replace(SMALL, stalled_seconds=1)
 
 
@@ -274,6 +274,17 @@ def test_a_header_of_a_huge_scan_is_refused(page, tmp_path):
     assert page.fail(tmp_path / "huge.nii")
     write_nifti(tmp_path / "long.nii", np.zeros((51, 8, 8), dtype=np.int16))
     assert "has 51 slices" in page.fail(tmp_path / "long.nii")
+
+
+def test_a_small_file_of_a_large_scan_is_refused_before_anything_is_written(served, page, tmp_path):
+    """What the sides allow together can fill a disk, and a file of zeros is small."""
+    path = write_nifti(tmp_path / "zeros.nii.gz", np.zeros((49, 250, 250), dtype=np.int16))
+    assert path.stat().st_size < 50_000
+    failure = page.fail(path)
+    assert "has 3,062,500 voxels; at most 3,000,000 are read" in failure
+    served.wait_until_empty()
+    limits = page.client.get("/api/server").json()["limits"]
+    assert limits["voxels"] == SMALL.voxels  # told before
 
 
 @pytest.mark.parametrize("header", ["ElementDataFile = /etc/passwd", "ElementDataFile = ../../1.raw"])

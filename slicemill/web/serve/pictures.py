@@ -97,6 +97,7 @@ def _check_contrast(frame: npt.NDArray[np.float32], white: int, path: Path) -> N
     if high - low < LEAST_CONTRAST * white:
         raise ScanError(
             f"the gray values of its frame are {low:.0f} to {high:.0f}, of 0 to {white}, which is less "
-            f"than {LEAST_CONTRAST:.0%} of black to white: no window made this picture. Export it with a window, as 8 bits, or use the scan itself.",
+            f"than {LEAST_CONTRAST:.0%} of black to white: no window made this picture. "
+            "Export it with a window, as 8 bits, or use the scan itself.",
             where=path,
         )
