@@ -31,11 +31,7 @@ LabelNames = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option(
-        help="Worker processes, each with one case in memory; 0: all cores.",
-        min=0,
-        rich_help_panel=MACHINE,
-    ),
+    typer.Option(help="Worker processes, each with one case in memory; 0: all cores.", min=0, rich_help_panel=MACHINE),
 ]
 
 
