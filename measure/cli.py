@@ -228,7 +228,8 @@ def froc(
         f"{response.findings} findings in {response.scans} scans; "
         f"{result.unlisted_candidates} candidates in unlisted scans"
     )
-    print_lines(findings.describe_uncounted())
+    for line in findings.describe_uncounted():
+        print_line(line)
     _print_parts(result.parts)
     if out is not None:
         write_json(out / "froc.json", result.as_json())
