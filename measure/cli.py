@@ -224,16 +224,8 @@ def froc(
         f"{response.findings} findings in {response.scans} scans; "
         f"{result.unlisted_candidates} candidates in unlisted scans"
     )
-    if findings.unlisted:
-        print_line(
-            f"not counted: {count_noun(result.unlisted_findings, 'finding')} in "
-            f"{count_noun(len(findings.unlisted), 'unlisted scan')}, the first {min(findings.unlisted)}"
-        )
-    if findings.left_out:
-        print_line(
-            f"{count_noun(findings.left_out, 'row')} of the table of nodules left out of the store or changed: see its "
-            "points_left_out.csv"
-        )
+    for line in findings.describe_uncounted():
+        print_line(line)
     _print_parts(result.parts)
     if out is not None:
         write_json(out / "froc.json", result.as_json())

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, UsageError
 from slicemill.common.files import Location, parse_location, read_file
 from slicemill.common.tables import read_table
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.names import list_path_names
 from slicemill.ct.points import Point
 from slicemill.store.reader import is_store, open_store
@@ -86,6 +87,24 @@ class Findings:
     def count(self) -> int:
         """Return the number of included findings in the scans."""
         return sum(len(self.included.get(name, ())) for name in self.scans)
+
+    def describe_uncounted(self) -> list[str]:
+        """Return lines about findings that are not scored; none if all are.
+
+        >>> Findings(scans=("s3",), included={}, excluded={}, unlisted={"S3": 2}).describe_uncounted()
+        ['not counted: 2 findings in 1 unlisted scan, the first S3']
+        """
+        lines = []
+        if self.unlisted:
+            findings = count_noun(sum(self.unlisted.values()), "finding")
+            scans = count_noun(len(self.unlisted), "unlisted scan")
+            lines.append(f"not counted: {findings} in {scans}, the first {min(self.unlisted)}")
+        if self.left_out:
+            rows = count_noun(self.left_out, "row")
+            lines.append(
+                f"{rows} of the table of nodules left out of the store or changed: see its points_left_out.csv"
+            )
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
