@@ -27,7 +27,8 @@ NEAR = 3
 MOST_SIDE = 256
 """Pixels along a side."""
 LOW_HU, STEP_HU = -1024, 6
-"""HU of gray value 0, and of a step. 255 is 506 HU: the usual windows of soft tissue and lung lie inside."""
+"""HU of gray value 0, and of a step. 255 is 506 HU, and all above it: the usual windows of soft tissue and
+lung lie inside. `report.js` offers no window that ends above it, and says "at least" and "at most" at the ends."""
 MEBIBYTE = 1 << 20
 Voxels = npt.NDArray[np.uint8]
 

@@ -12,8 +12,8 @@ from slicemill.ct.page_slices import LOW_HU, STEP_HU
 from slicemill.ct.pictures import TUMOR_COLOR
 from slicemill.measure.requests import EvaluateRequest, MeasureRequest
 from tests.web.browser import read_canvas
-from tests.web.made import SPACING, make_affine, make_image, make_mask, write_scan
-from tests.web.rendering import render
+from tests.web.made import SHAPE, SPACING, make_affine, make_image, make_mask, write_scan
+from tests.web.rendering import render, whole_picture
 from tests.web.test_page import AXE, REGIONS
 
 
@@ -118,8 +118,54 @@ def test_keys_wheel_slider_and_list_move(opened):
     np.testing.assert_array_equal(opened.pixels(), before)
 
 
-def test_it_says_that_it_holds_pictures_of_a_patient(opened):
-    assert "pictures of a patient: 9 of 9 slices" in opened.page.inner_text(".slices-note")
+def test_it_says_that_it_holds_pictures_of_a_patient_and_their_range(opened):
+    note = opened.page.inner_text(".slices-note")
+    assert "pictures of a patient: 9 of 9 slices, in 256 gray values from -1024 to 506 HU" in note
+
+
+def test_windows_stay_inside_of_the_gray_values(opened):
+    names = opened.page.locator(".slices select[aria-label=Window] option").all_text_contents()
+    assert names == ["Abdomen", "Liver", "Lung", "Brain", "Own"]
+    opened.page.focus(".slices .pane")
+    opened.press("3")
+    before = opened.pixels()
+    opened.press("4")  # bone in other viewers
+    np.testing.assert_array_equal(opened.pixels(), before)
+    opened.press("5")
+    np.testing.assert_array_equal(opened.pixels(), expected(opened, window=(0, 80)))
+    opened.page.select_option(".slices select[aria-label=Window]", label="Lung")
+    opened.settle()
+    np.testing.assert_array_equal(opened.pixels(), before)
+
+
+def test_the_pointer_says_no_more_than_the_gray_values_hold(browser, tmp_path):
+    """Clamped voxels have a bound, all others a rounded value."""
+    image = np.zeros(SHAPE, dtype=np.int16)
+    image[:, :, :6], image[:, :, 6:14], image[:, :, 14:] = -2000, 41, 2000
+    scan = write_scan(tmp_path / "ct.nii", image)
+    mask = write_scan(tmp_path / "mask.nii", make_mask())
+    MeasureRequest(masks=mask, out=tmp_path / "out", image=scan, labels=LITS_LABELS).run()
+    context = browser.new_context(viewport={"width": 1000, "height": 900})
+    one = Opened(context.new_page()).open(tmp_path / "out" / "mask.html").wait()
+    box = one.page.locator(".slices .picture").bounding_box()
+    rows, columns = whole_picture((round(box["height"]), round(box["width"])), SHAPE[1:], SPACING[1:])
+    found = []
+    for column in (3, 10, 17):
+        x, y = (np.flatnonzero(places == at).mean() for places, at in ((columns, column), (rows, 7)))
+        one.page.mouse.move(box["x"] + x + 0.5, box["y"] + y + 0.5)
+        one.settle()
+        found.append(one.page.text_content(".slices .pointer").partition(", ")[2])
+    assert found == ["at most -1021 HU", "about 44 HU", "at least 503 HU"]
+    for _ in range(3):  # a wide window
+        one.page.mouse.move(box["x"] + x - 400, box["y"] + y)
+        one.page.mouse.down(button="right")
+        one.page.mouse.move(box["x"] + x, box["y"] + y, steps=3)
+        one.page.mouse.up(button="right")
+        one.settle()
+    assert one.page.input_value(".slices select[aria-label=Window]") == "own"
+    assert (one.pixels()[round(y), round(x)] == 255).all(), "what is clamped is white in every window"
+    assert one.faults == []
+    context.close()
 
 
 def test_scripts_run_by_their_hash_only(report):

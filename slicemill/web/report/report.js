@@ -48,6 +48,19 @@ async function unpack({ shape, data, masks, low_hu, step_hu }) {
   return { image, volumes };
 }
 
+/** Return the HU of the brightest gray value; brighter voxels have it, too. @param {PageSlices} record */
+function highestHu({ low_hu, step_hu }) {
+  return low_hu + 255 * step_hu;
+}
+
+/** Return a voxel's HU in words: no more than its gray value says. @param {number} hu @param {PageSlices} record */
+function describeHu(hu, record) {
+  const half = record.step_hu / 2;
+  if (hu <= record.low_hu) return `at most ${record.low_hu + half} HU`;
+  if (hu >= highestHu(record)) return `at least ${highestHu(record) - half} HU`;
+  return `about ${hu} HU`;
+}
+
 class Report {
   /** @param {HTMLElement} box @param {PageSlices} record @param {Awaited<ReturnType<typeof unpack>>} voxels */
   constructor(box, record, voxels) {
@@ -71,7 +84,10 @@ class Report {
     this.overlays = makeOverlays(labels, masks.length);
     this.size = sectionSize("axial", record.shape, record.spacing_mm);
     this.view = wholeView(this.size);
-    this.window = PRESETS[0][1];
+    this.presets = PRESETS.map(([name, window], index) => ({ name, window, index })).filter(
+      ({ window }) => window.high <= highestHu(record), // above it, all voxels would have one gray
+    );
+    this.window = this.presets[0].window;
     this.table = windowTable(this.window.low, this.window.high);
     this.style = { outline: true, fill: false };
     this.lesion = record.lesions.length ? 0 : -1;
@@ -109,11 +125,9 @@ class Report {
     const bar = make("div", "", "slices-bar");
     this.preset = make("select");
     this.preset.setAttribute("aria-label", "Window");
-    this.preset.append(...PRESETS.map(([name], index) => makeOption(String(index), name)), makeOption("own", "Own"));
-    this.preset.addEventListener("change", () => {
-      const chosen = PRESETS[Number(this.preset?.value)];
-      if (chosen) this.setWindow(chosen[1]);
-    });
+    this.preset.append(...this.presets.map(({ name, index }) => makeOption(String(index), name)));
+    this.preset.append(makeOption("own", "Own"));
+    this.preset.addEventListener("change", () => this.choosePreset(this.preset?.value ?? ""));
     this.outline = makeButton("Outlines", "Outlines (o)", () => this.flip());
     bar.append(this.preset, this.outline);
     bar.append(makeButton("Whole picture", "Whole picture (0)", () => this.resetView()));
@@ -154,9 +168,18 @@ class Report {
     this.draw();
   }
 
-  /** @param {import("../page/controls.js").Window} window */
-  setWindow({ low, high }) {
-    this.window = { low: Math.round(low), high: Math.max(Math.round(high), Math.round(low) + 1) };
+  /** Return whether there is such a window, and show it. @param {string} value number of the preset */
+  choosePreset(value) {
+    const chosen = this.presets.find(({ index }) => String(index) === value);
+    if (chosen) this.setWindow(chosen.window);
+    return Boolean(chosen);
+  }
+
+  /** Show a window; it ends where the gray values do. @param {import("../page/controls.js").Window} window */
+  setWindow(window) {
+    const highest = highestHu(this.record);
+    const low = Math.min(Math.round(window.low), highest - 1);
+    this.window = { low, high: Math.min(Math.max(Math.round(window.high), low + 1), highest) };
     this.table = windowTable(this.window.low, this.window.high);
     this.draw();
   }
@@ -189,7 +212,6 @@ class Report {
   /** @param {KeyboardEvent} event */
   onKey(event) {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const preset = PRESETS[Number(event.key) - 1];
     const actions = /** @type {Record<string, () => void>} */ ({
       ArrowUp: () => this.goTo(this.index + 1),
       ArrowRight: () => this.goTo(this.index + 1),
@@ -207,17 +229,17 @@ class Report {
       "-": () => this.change(() => (this.view = zoomed(this.view, 0.8))),
       0: () => this.resetView(),
     });
-    const action = preset ? () => this.setWindow(preset[1]) : actions[event.key];
-    if (!action) return;
+    const action = actions[event.key];
+    if (!action && !this.choosePreset(String(Number(event.key) - 1))) return;
     event.preventDefault();
-    action();
+    action?.();
   }
 
   /** @param {import("../page/geometry.js").Voxel | null} voxel */
   showPointer(voxel) {
     const section = this.sections[this.index];
     const { columns } = this.size;
-    const hu = voxel && section ? `, ${section.image[voxel.y * columns + voxel.x]} HU` : "";
+    const hu = voxel && section ? `, ${describeHu(section.image[voxel.y * columns + voxel.x], this.record)}` : "";
     this.text.textContent = `${this.describe()}${hu}`;
   }
 
@@ -251,8 +273,9 @@ class Report {
     this.slider.value = String(index + 1);
     this.slider.setAttribute("aria-valuetext", this.describe());
     this.outline?.setAttribute("aria-pressed", String(this.style.outline));
-    const preset = PRESETS.findIndex(([, one]) => one.low === this.window.low && one.high === this.window.high);
-    if (this.preset) this.preset.value = preset < 0 ? "own" : String(preset);
+    const { low, high } = this.window;
+    const preset = this.presets.find(({ window }) => window.low === low && window.high === high);
+    if (this.preset) this.preset.value = preset ? String(preset.index) : "own";
     if (this.lesions) this.lesions.value = String(this.lesion);
   }
 }
