@@ -121,7 +121,7 @@ def _are_inside(places: Floats, point: Point) -> Mask:
 
 
 def _any_of(masks: Sequence[Mask], count: int) -> Mask:
-    return np.logical_or.reduce([np.zeros(count, dtype=bool), *masks])
+    return np.asarray(np.logical_or.reduce([np.zeros(count, dtype=bool), *masks]), dtype=bool)
 
 
 def choose_threshold(judged: Sequence[JudgedCase], rate: int) -> ChosenThreshold:
