@@ -30,7 +30,7 @@ def read_earlier_card(path: Path) -> CropCard | None:
         return None
     try:
         entries = onnx.load_model_from_string(content).metadata_props
-    except Exception:  # protobuf's error, whose package has no types; without an ONNX model, there are no thresholds
+    except Exception:  # noqa: BLE001 - protobuf's error has no types; no model has no thresholds
         return None
     text = next((entry.value for entry in entries if entry.key == METADATA_KEY), "{}")
     try:
