@@ -85,6 +85,7 @@ def tune(
     classifier is tuned; tune its segmentation model before `export` adds it.
 
         slicemill tune classifier.onnx store/ --split runs/nodules/split.json
+        slicemill tune lung.nodules store/ --split runs/nodules/split.json
     """
     if _is_classifier(model):
         _tune_classifier(model, store, split, provider, dry_run=dry_run, json=json)

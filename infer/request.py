@@ -61,6 +61,13 @@ class InferRequest:
     classifier: Annotated[
         Path | None, _network("Judge the segmentation's candidates with this model; writes candidates.csv and .json.")
     ] = None
+    candidates: Annotated[
+        bool,
+        _output(
+            "Write candidates.csv and .json without --classifier: lumps of the probability of tumor with its peak.",
+            "--candidates",
+        ),
+    ] = False
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
@@ -149,7 +156,8 @@ class InferRequest:
             separate=self.separate,
             strict=self.strict,
             dicom=self.dicom,
-            z_range=self.z_range if self.opened_classifier is None else "all",  # candidates may lie anywhere
+            z_range="all" if self.has_candidates else self.z_range,  # candidates may lie anywhere
+            candidates=self.candidates,
             classifier_sha256="" if self.opened_classifier is None else self.opened_classifier.sha256,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
@@ -167,6 +175,13 @@ class InferRequest:
 
         return open_judge(self.model, self.classifier, self.provider, parse_devices(self.devices)[0])
 
+    @property
+    def has_candidates(self) -> bool:
+        """Return whether candidates are written: asked for, or judged by a classifier."""
+        from slicemill.infer.network.nodules import has_classifier
+
+        return has_classifier(self.model, self.classifier) or self.candidates
+
     def check(self) -> None:
         """Check that each option is valid and that the options can be combined.
 
@@ -175,11 +190,10 @@ class InferRequest:
         UsageError
             An option is not valid, or two cannot be combined.
         """
-        from slicemill.infer.network.nodules import has_classifier
         from slicemill.infer.runtime.capacity import HOSTS
 
-        if has_classifier(self.model, self.classifier):
-            self._check_classifier()
+        if self.has_candidates:
+            self._check_candidates()
         devices = self.options.devices
         if self.provider in HOSTS and devices != (0,):
             numbers = ",".join(map(str, devices))
@@ -189,16 +203,18 @@ class InferRequest:
         if self.watch is not None and (self.scheduler or self.shard or self.dry_run or self.window):
             raise UsageError("--watch cannot be combined with --scheduler, --shard, --dry-run or --window.")
 
-    def _check_classifier(self) -> None:
-        """Check the options that cannot be combined with a classifier."""
+    def _check_candidates(self) -> None:
+        """Check the options that cannot be combined with candidates."""
+        from slicemill.infer.network.nodules import has_classifier
+
+        is_judged = has_classifier(self.model, self.classifier)
+        name = "--classifier" if is_judged else "--candidates"
         if self.scheduler or self.watch is not None:
-            raise UsageError(
-                "--classifier: cannot be combined with --scheduler or --watch; use --shard on each machine."
-            )
-        if self.provider == "tensorrt":
+            raise UsageError(f"{name}: cannot be combined with --scheduler or --watch; use --shard on each machine.")
+        if self.provider == "tensorrt" and is_judged:
             raise UsageError("--classifier: takes int16, a type that TensorRT does not have; use --provider cuda.")
         if self.z_range == "organ":
-            raise UsageError("--classifier: candidates may lie in every slice; omit --range.")
+            raise UsageError(f"{name}: candidates may lie in every slice; omit --range.")
 
     def find_jobs(self) -> "tuple[list[Job], list[LeftOut]]":
         """Return the jobs of this shard, and its share of the files that are left out.

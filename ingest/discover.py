@@ -245,7 +245,7 @@ def _pair_files(
             where=image,
         )
     pairs |= objects
-    check_namesakes(source, images)
+    check_namesakes(source, images, may_be_masks=not options.none)
     reasons = [
         *((image, f"has no file for {', '.join(names)}") for image, names in structures.lacking.items()),
         *explain_unpaired(images, rest, pairs).items(),

@@ -221,8 +221,13 @@ def _have_structures(images: Sequence[Entry], masks: Sequence[Entry]) -> bool:
     return any(number > 1 and of_images[folder] == 1 for folder, number in of_masks.items())
 
 
-def check_namesakes(source: Location, images: Sequence[Entry]) -> None:
+def check_namesakes(source: Location, images: Sequence[Entry], *, may_be_masks: bool) -> None:
     """Check that no folder beside one that is named for images repeats the names of its files.
+
+    Parameters
+    ----------
+    may_be_masks
+        Whether the caller may say which files are masks (`--mask`).
 
     Raises
     ------
@@ -233,10 +238,11 @@ def check_namesakes(source: Location, images: Sequence[Entry]) -> None:
     for one in images:
         twin = of_images.get((PurePosixPath(one.parent).parent, one.stem))
         if twin is not None and one.parent != twin.parent and _role_of_parent(one) is None:
+            name_scans = f"name the scans with --image '{source}/{twin.parent}/*'."
+            if_mask = f" Pass --mask '{one.parent}/*' if it is one; else {name_scans}"
             raise PairingError(
-                f"{one.relative} has the name of the scan {twin.relative}, but its folder does not tell "
-                f"whether it is a mask. Pass --mask '{one.parent}/*' if it is one; else name the scans with "
-                f"--image '{source}/{twin.parent}/*'.",
+                f"{one.relative} has the name of the scan {twin.relative}, but its folder does not tell whether it is "
+                f"a mask.{if_mask if may_be_masks else f' Instead of the folder, {name_scans}'}",
                 where=source,
             )
 

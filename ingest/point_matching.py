@@ -1,7 +1,7 @@
 """Matches tables of points with the scans of a collection.
 
-A row belongs to the scan with its SeriesInstanceUID, its case id, or its file name without suffix. Rows that name no
-scan, or several, belong to none. Within a scan:
+A row belongs to the scan with its SeriesInstanceUID, its case id, or its file name without suffix, with or without
+folders. Rows that name no scan, or several, belong to none. Within a scan:
 
 1. A row that repeats another one is left out.
 2. Rows at one place that contradict each other, or a nodule without a usable diameter, become an excluded finding:
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from slicemill.common.errors import PairingError
 from slicemill.common.files import Location
 from slicemill.common.terminal import count_noun
-from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.formats.names import list_path_names, strip_suffix
 from slicemill.ct.naming import find_files
 from slicemill.ct.nodule_mask import MAX_DIAMETER_MM
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM
@@ -120,7 +120,7 @@ class _Matcher:
 
 
 def _list_names(case: CaseFiles, uids: Mapping[Location, str]) -> set[str]:
-    names = {case.case_id, strip_suffix(case.image.name), uids.get(case.image, "")}
+    names = {case.case_id, *list_path_names(case.name(case.image)), uids.get(case.image, "")}
     return names - {""}
 
 

@@ -3,8 +3,8 @@
 A row names its scan in the column ``seriesuid`` or ``case_id``, and has ``coordX``, ``coordY``, ``coordZ`` in LPS mm.
 Spreadsheets' separators, decimal commas, line ends and byte order marks are read (`slicemill.common.tables`).
 
-Further columns are kept by name if they have numbers, or words of NODULE_WORDS. Other text could name a person and is
-not kept; neither is a number in a column whose name says that it identifies one.
+Further columns are kept by name if they have words of NODULE_WORDS, or numbers and a name of NODULE_NUMBERS. Other text
+could name a person and is not kept; neither are other numbers, which could be those of a person, a study or a date.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from slicemill.common.files import Location, sha256_of_json
 from slicemill.common.progress import progress
 from slicemill.common.table_stream import iterate_table
 from slicemill.common.tables import Row, read_table
-from slicemill.ct.points import CANDIDATE_COLUMNS, NODULE_WORDS, PointKind
+from slicemill.ct.points import CANDIDATE_COLUMNS, NODULE_NUMBERS, NODULE_WORDS, PointKind
 from slicemill.store.case import LeftOutPoint, PointTable
 
 NAMES = ("seriesuid", "case_id")
@@ -34,7 +34,7 @@ DIAMETER = "diameter_mm"
 MALIGNANCY = ("malignancy", "mal_bool")
 """Columns with a malignancy, the first that a table has."""
 IDENTIFYING = re.compile(r"patient|person|name|birth|date|time|accession|mrn|uid|(^|_)id(_|$)")
-"""Columns that may identify a person, even if they have numbers."""
+"""Columns that may identify a person, even if they have words about nodules."""
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 Floats = npt.NDArray[np.float64]
 UNKNOWN = -1.0
@@ -139,15 +139,22 @@ class _Columns:
 def _choose_columns(path: Location, rows: list[Row], known: set[str]) -> _Columns:
     """Return the further columns that are kept, and notes about the others."""
     further = [name for name in (rows[0].cells if rows else ()) if name not in known]
-    naming = [name for name in further if IDENTIFYING.search(name)]
-    numbers = [name for name in further if name not in naming and all(_is_number(row, name) for row in rows)]
-    rest = [name for name in further if name not in (*naming, *numbers)]
-    words = [name for name in rest if all(_read_word(row, name) in ("", *NODULE_WORDS) for row in rows)]
-    text = [name for name in rest if name not in words]
-    notes = [
-        *(f"{path.name}: the column {name} is not kept: it may identify a person" for name in naming),
-        *(f"{path.name}: the column {name} is not kept: it has text" for name in text),
-    ]
+    numbers, words, notes = [], [], []
+    for name in further:
+        reason = ""
+        if IDENTIFYING.search(name):
+            reason = "it may identify a person"
+        elif all(_is_number(row, name) for row in rows):
+            if re.sub(r"[\s_-]+", "", name) in NODULE_NUMBERS:
+                numbers.append(name)
+            else:
+                reason = "numbers of columns other than texture, margin and the like may identify a person"
+        elif all(_read_word(row, name) in ("", *NODULE_WORDS) for row in rows):
+            words.append(name)
+        else:
+            reason = "it has text"
+        if reason:
+            notes.append(f"{path.name}: the column {name} is not kept: {reason}")
     return _Columns(numbers=tuple(numbers), words=tuple(words), notes=tuple(notes))
 
 

@@ -173,7 +173,8 @@ def froc(
         ),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column of the findings, like texture: a curve for each of its values.")
+        str | None,
+        typer.Option(help="Column of the findings, like texture: a curve for each of its values, at most 20."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
     json: Json = False,
@@ -191,11 +192,12 @@ def froc(
     from slicemill.common.panels import draw_panels
     from slicemill.measure.evaluation.figures import draw_froc
     from slicemill.measure.evaluation.findings import FindingFiles, read_findings
-    from slicemill.measure.evaluation.froc import NoFindings
+    from slicemill.measure.evaluation.froc import RESAMPLES, NoFindings
     from slicemill.measure.evaluation.luna16 import score_points
 
     files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
-    result = score_points(results, read_findings(files))
+    findings = read_findings(files)
+    result = score_points(results, findings)
     response = result.response
     if isinstance(response, NoFindings):
         raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")
@@ -213,6 +215,11 @@ def froc(
         f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled "
         f"{result.resampled})"
     )
+    if response.resamples < RESAMPLES:
+        print_line(
+            f"{RESAMPLES - response.resamples} of {RESAMPLES} samples of {result.resampled} had no finding and are "
+            "left out"
+        )
     print_line(
         f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
         f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
@@ -221,6 +228,16 @@ def froc(
         f"{response.findings} findings in {response.scans} scans; "
         f"{result.unlisted_candidates} candidates in unlisted scans"
     )
+    if findings.unlisted:
+        print_line(
+            f"not counted: {count_noun(result.unlisted_findings, 'finding')} in "
+            f"{count_noun(len(findings.unlisted), 'unlisted scan')}, the first {min(findings.unlisted)}"
+        )
+    if findings.left_out:
+        print_line(
+            f"{count_noun(findings.left_out, 'row')} of the table of nodules left out of the store or changed: see its "
+            "points_left_out.csv"
+        )
     _print_parts(result.parts)
     if out is not None:
         write_json(out / "froc.json", result.as_json())
@@ -236,11 +253,12 @@ def _print_parts(parts: "Mapping[str, FreeResponse | NoFindings]") -> None:
     rows: list[list[object]] = []
     for name, one in parts.items():
         if isinstance(one, NoFindings):
-            rows.append([name, 0, *[None] * (len(RATES) + 3)])
+            rows.append([name, 0, *[None] * (len(RATES) + 4)])
         else:
-            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval])
+            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval, one.resamples])
     print_line()
-    print_lines(format_table(["findings", "n", *(f"{rate:g}" for rate in RATES), "CPM", "low", "high"], rows))
+    rates = [f"{rate:g}" for rate in RATES]
+    print_lines(format_table(["findings", "n", *rates, "CPM", "low", "high", "samples"], rows))
 
 
 def measure(

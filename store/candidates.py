@@ -19,11 +19,23 @@ from slicemill.store.zarr_documents import make_table_document
 COLUMNS = len(CANDIDATE_COLUMNS) + 1
 CHUNK = "c/0/0"
 MAX_CANDIDATES = 1_000_000
+"""Candidates of a case."""
 Floats = npt.NDArray[np.float64]
 
 
 def write_candidates(folder: Path, rows: Floats) -> None:
-    """Write the candidates float64[n, 6] of the case in `folder`, which is not published yet."""
+    """Write the candidates float64[n, 6] of the case in `folder`, which is not published yet.
+
+    Raises
+    ------
+    StoreError
+        There are more than MAX_CANDIDATES, which no store is read with.
+    """
+    if len(rows) > MAX_CANDIDATES:
+        raise StoreError(
+            f"the table has {len(rows):,} candidates in this scan; a case may have at most {MAX_CANDIDATES:,}. Remove "
+            "the least probable from the table."
+        )
     target = folder / CANDIDATES
     if len(rows):
         write_bytes(target / CHUNK, with_checksum(np.ascontiguousarray(rows, dtype="<f8").tobytes()))

@@ -27,10 +27,15 @@ class NodulesFile:
 
 def write_bundle(path: Path, segmentation: Path, classifier: Path) -> None:
     """Write the two models as one file, atomically."""
+    save_bundle(path, NodulesFile(segmentation=segmentation.read_bytes(), classifier=classifier.read_bytes()))
+
+
+def save_bundle(path: Path, models: NodulesFile) -> None:
+    """Write the bytes of the two models as one file, atomically."""
     with atomic_write(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
-        for name, model in ((SEGMENTATION, segmentation), (CLASSIFIER, classifier)):
+        for name, model in ((SEGMENTATION, models.segmentation), (CLASSIFIER, models.classifier)):
             entry = zipfile.ZipInfo(name)  # of 1980, with no attributes of this machine's file
-            archive.writestr(entry, model.read_bytes())
+            archive.writestr(entry, model)
 
 
 def read_bundle(path: Path) -> NodulesFile:

@@ -3,8 +3,9 @@
 A candidate is compared with the findings of its case (`compare_candidates`):
 
 1. Its nodule is the nearest one whose radius it lies in. It is in an excluded finding likewise.
-2. Candidates of one class in one nodule are one sample: all but the nearest to its center are duplicates. So are
-   candidates of one class outside of nodules that lie within DUPLICATE_MM of an earlier one that is none.
+2. Candidates of one class in one nodule are one sample: all but the nearest to its center are duplicates, or, where
+   some lie in an excluded finding, all but the nearest of the others. Outside of nodules and excluded findings,
+   candidates of one class within DUPLICATE_MM of an earlier one that is no duplicate are duplicates of it.
 3. Class 1 outside of all nodules, or class 0 in one, is a conflict.
 """
 
@@ -23,6 +24,8 @@ from slicemill.store.layout import CANDIDATES, POINTS
 from slicemill.store.reader import Case
 
 DUPLICATE_MM = 2.0
+BLOCK_DISTANCES = 1_000_000
+"""Distances that are in memory at a time."""
 GROUP_ROWS = 50_000
 """Rows that are written at a time."""
 NONE = -1
@@ -84,53 +87,65 @@ def compare_candidates(rows: Floats, points: Iterable[Point]) -> Comparison:
     points = list(points)
     nodules = [point for point in points if point.kind == "nodule"]
     excluded = [point for point in points if point.kind == "excluded"]
-    distances, radii = _distances_mm(places, nodules), _radii_mm(nodules)
-    inside: Mask = np.asarray(distances < radii, dtype=bool)
-    # the nearest nodule that holds the candidate, else the nearest
-    held = np.where(inside, distances, np.inf)
-    in_nodule: Mask = np.asarray(inside.any(axis=1), dtype=bool)
-    order = np.where(in_nodule.reshape(-1, 1), held, distances)
-    nearest = order.argmin(axis=1) if nodules else np.full(len(rows), NONE)
-    distance_mm = distances[np.arange(len(rows)), nearest] if nodules else np.full(len(rows), np.nan)
+    nearest, distance_mm, in_nodule = _find_nearest(places, nodules)
+    _, _, in_excluded = _find_nearest(places, excluded)
     return Comparison(
-        nearest=nearest.astype(np.int64),
+        nearest=nearest,
         distance_mm=distance_mm,
         in_nodule=in_nodule,
-        in_excluded=np.asarray((_distances_mm(places, excluded) < _radii_mm(excluded)).any(axis=1), dtype=bool),
-        duplicate_of=_find_duplicates(places, kinds, np.where(in_nodule, nearest, NONE), distance_mm),
+        in_excluded=in_excluded,
+        duplicate_of=_find_duplicates(rows, np.where(in_nodule, nearest, NONE), distance_mm, in_excluded),
         conflict=(kinds == 1) != in_nodule,
     )
 
 
-def _distances_mm(places: Floats, points: list[Point]) -> Floats:
-    centers = np.array([point.xyz_mm for point in points], dtype=np.float64).reshape(-1, 3)
-    return np.asarray(np.linalg.norm(places[:, None] - centers[None], axis=2), dtype=np.float64)
+def _find_nearest(places: Floats, points: list[Point]) -> tuple[Ints, Floats, Mask]:
+    """Return the nearest of the points that hold each place, else the nearest; its distance; and whether any holds it.
+
+    Without points, they are NONE, NaN and False.
+    """
+    count = len(places)
+    nearest, distance_mm = np.full(count, NONE, dtype=np.int64), np.full(count, np.nan)
+    is_inside = np.zeros(count, dtype=bool)
+    if not points:
+        return nearest, distance_mm, is_inside
+    centers = np.array([point.xyz_mm for point in points], dtype=np.float64)
+    radii = np.array([(point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2 for point in points], dtype=np.float64)
+    step = max(1, BLOCK_DISTANCES // len(points))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        distances = np.linalg.norm(places[part, None] - centers[None], axis=2)
+        holds = distances < radii
+        is_inside[part] = holds.any(axis=1)
+        order = np.where(is_inside[part, None] & ~holds, np.inf, distances)
+        nearest[part] = order.argmin(axis=1)
+        distance_mm[part] = distances[np.arange(len(distances)), nearest[part]]
+    return nearest, distance_mm, is_inside
 
 
-def _radii_mm(points: list[Point]) -> Floats:
-    return np.array([(point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2 for point in points], dtype=np.float64)
-
-
-def _find_duplicates(places: Floats, kinds: Floats, nodule: Ints, distance_mm: Floats) -> Ints:
+def _find_duplicates(rows: Floats, nodule: Ints, distance_mm: Floats, in_excluded: Mask) -> Ints:
     """Return for each candidate the index of the one that it repeats, or NONE.
 
-    `nodule` is the index of the nodule that each lies in, or NONE.
+    `nodule` is the index of the nodule that each lies in, or NONE. No candidate outside of excluded findings repeats
+    one in them.
     """
     from scipy.spatial import cKDTree
 
+    places, kinds = rows[:, :3], rows[:, 3]
     repeats = np.full(len(places), NONE, dtype=np.int64)
     for kind in np.unique(kinds):
         for index in np.unique(nodule[(nodule != NONE) & (kinds == kind)]):
             members = np.flatnonzero((nodule == index) & (kinds == kind))
-            kept = members[distance_mm[members].argmin()]
+            kept = members[np.lexsort((distance_mm[members], in_excluded[members]))[0]]
             repeats[members[members != kept]] = kept
-        free = np.flatnonzero((nodule == NONE) & (kinds == kind))
+        free = np.flatnonzero((nodule == NONE) & ~in_excluded & (kinds == kind))
         if not len(free):
             continue
-        pairs = cKDTree(places[free]).query_pairs(DUPLICATE_MM, output_type="ndarray")
-        for first, second in sorted(map(tuple, np.sort(pairs, axis=1).tolist())):
-            if repeats[free[first]] == NONE and repeats[free[second]] == NONE:
-                repeats[free[second]] = free[first]
+        tree = cKDTree(places[free])
+        for kept in free:
+            if repeats[kept] == NONE:
+                near = free[tree.query_ball_point(places[kept], DUPLICATE_MM)]
+                repeats[near[(near > kept) & (repeats[near] == NONE)]] = kept
     return repeats
 
 

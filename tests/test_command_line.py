@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from slicemill.common.app import OLD_NAMES
 from slicemill.common.extras import PACKAGES, require_extras
 from slicemill.common.output import Output, current_output, use_output
 from slicemill.common.terminal import print_always, print_json, print_line
-from slicemill.train.config import Config, read_config
+from slicemill.train.config import Config, make_config, read_config
 from slicemill.train.config_text import field_docs, to_commented_toml
+from slicemill.train.crops.settings import CropConfig, read_crop_config
 
 HERE = Path(__file__).parents[1]
 BASE = {one for packages in PACKAGES.values() for one in packages}
@@ -311,6 +313,21 @@ def test_the_shown_config_is_that_of_the_defaults_and_explains_each_setting(tmp_
     other = Config(epochs=7, optimizer="sgd", ignore='a "b"')
     path.write_text(to_commented_toml(other))
     assert read_config(path) == other
+
+
+@pytest.mark.parametrize("words", list(permutations(("--recipe=nodules", "--show-config", "store"))))
+def test_the_shown_config_is_that_of_the_recipe_wherever_it_stands(words, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(invoke("train", *words).output)
+    assert read_config(path) == make_config("nodules") != Config()
+
+
+@pytest.mark.parametrize("words", [("--crops", "--show-config"), ("--show-config", "--crops")])
+def test_the_shown_config_of_crops_is_that_of_the_classifier(words, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(invoke("train", *words).output)
+    assert read_crop_config(path) == CropConfig()
+    assert set(field_docs(CropConfig)) == set(CropConfig.__dataclass_fields__)
 
 
 def test_the_help_of_train_shows_the_defaults_of_the_settings():

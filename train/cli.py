@@ -26,7 +26,8 @@ def train(
     recipe: Annotated[
         Recipe | None,
         typer.Option(
-            help="Settings that --config and options change; nodules: nodules in the lung, ingested with --points."
+            is_eager=True,  # --show-config shows its settings
+            help="Settings that --config and options change; nodules: nodules in the lung, ingested with --points.",
         ),
     ] = None,
     split: Annotated[
@@ -145,6 +146,7 @@ def train(
         bool,
         typer.Option(
             "--crops",
+            is_eager=True,  # --show-config shows its settings
             rich_help_panel=CROPS,
             help="Train a classifier on cubes around the store's points and candidates: nodule or not.",
         ),
@@ -163,9 +165,8 @@ def train(
         bool,
         typer.Option(
             "--show-config",
-            help="Print all settings with their defaults as TOML for --config, and exit.",
+            help="Print all settings as TOML for --config, by default or of --recipe or --crops, and exit.",
             callback=print_config,
-            is_eager=True,
         ),
     ] = False,
 ) -> None:

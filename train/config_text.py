@@ -3,8 +3,12 @@
 import ast
 import inspect
 import textwrap
+from typing import TYPE_CHECKING
 
-from slicemill.train.config import CHOICES, Config, to_toml
+from slicemill.train.config import CHOICES, to_toml
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WIDTH = 110
 """Longest line of a comment."""
@@ -13,6 +17,7 @@ WIDTH = 110
 def field_docs(record: type) -> dict[str, str]:
     """Return the docstrings of a class's fields, by name, from its source; each is one line.
 
+    >>> from slicemill.train.config import Config
     >>> field_docs(Config)["learning_rate"]
     'Highest learning rate.'
     """
@@ -30,15 +35,15 @@ def field_docs(record: type) -> dict[str, str]:
     return docs
 
 
-def to_commented_toml(config: Config) -> str:
-    """Return all settings as TOML, each below its description; `read_config` reads it back."""
-    docs = field_docs(Config)
+def to_commented_toml(config: "DataclassInstance") -> str:
+    """Return all settings as TOML, each below its description; `read_config` reads those of a `Config` back."""
+    docs = field_docs(type(config))
     parts = ["# Settings of slicemill train. Keep the lines that you change, and pass the file with --config."]
     for line in to_toml(config).splitlines():
         name = line.partition(" = ")[0]
         parts.append("")
         parts += textwrap.wrap(docs[name], WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-        if name in CHOICES:
+        if name in CHOICES:  # those of a `Config`; no other settings have such names
             parts.append(f"# One of: {', '.join(map(str, CHOICES[name]))}.")
         parts.append(line)
     return "\n".join(parts) + "\n"

@@ -44,13 +44,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def print_config(is_requested: bool) -> None:  # noqa: FBT001 (typer passes the value so)
-    """Print the default settings of training as TOML with comments, and exit; the callback of `--show-config`."""
-    if is_requested:
-        with report_errors():
-            from slicemill.train.config import Config
-            from slicemill.train.config_text import to_commented_toml
+def print_config(context: typer.Context, is_requested: bool) -> None:  # noqa: FBT001 (typer passes the value so)
+    """Print the settings that training starts from as TOML with comments, and exit; the callback of `--show-config`.
 
-            for line in to_commented_toml(Config()).splitlines():
-                print_always(line)
-        raise typer.Exit
+    `--recipe` and `--crops` are read before it, wherever they stand (``is_eager``), and choose the settings.
+    """
+    if not is_requested:
+        return
+    with report_errors():
+        from slicemill.train.config import make_config
+        from slicemill.train.config_text import to_commented_toml
+        from slicemill.train.crops.settings import CropConfig
+
+        settings = CropConfig() if context.params["crops"] else make_config(context.params["recipe"])
+        for line in to_commented_toml(settings).splitlines():
+            print_always(line)
+    raise typer.Exit

@@ -3,7 +3,8 @@
 1. Voxels of at least THRESHOLD are joined into lumps (26 neighbors), on runs (`slicemill.ct.runs`), which takes no
    array of the scan's size. Nothing is eroded: a lump of one voxel is one.
 2. Where the model labels an organ, a lump counts if one of its voxels lies within REACH_MM of a voxel of the organ.
-   That is decided on blocks of about BLOCK_MM, rounded outward, so that no lump within REACH_MM is lost.
+   That is decided on blocks of about BLOCK_MM, rounded outward along each axis, so that no lump within REACH_MM is
+   lost.
 3. Lumps whose centers are nearer than MERGE_MM are one.
 4. At most MOST are kept, those of the highest peak. How many each step took away is counted.
 """
@@ -24,6 +25,8 @@ THRESHOLD = 0.1
 REACH_MM = 5.0
 BLOCK_MM = 2.5
 """Half of REACH_MM. The distance of each block is computed: blocks of half the size take eight times as long."""
+ROUNDING_MM = 1e-6
+"""More than the rounding errors of a distance."""
 MERGE_MM = 2.0
 MOST = 300
 Uint8s = npt.NDArray[np.uint8]
@@ -187,7 +190,9 @@ class _Nearness:
         sizes = [step * spacing for step, spacing in zip(self._steps, spacing_mm, strict=True)]
         if blocks.any():
             distance = ndimage.distance_transform_edt(~blocks, sampling=sizes)
-            blocks = distance <= REACH_MM + max(sizes)
+            # two voxels are at most a block without one voxel nearer along each axis than their blocks are
+            outward = [size - spacing for size, spacing in zip(sizes, spacing_mm, strict=True)]
+            blocks = distance <= REACH_MM + float(np.linalg.norm(outward)) + ROUNDING_MM
         self._blocks: npt.NDArray[np.bool_] = blocks
 
     def holds(self, place: tuple[npt.NDArray[np.generic], ...]) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,7 @@
-"""Judges candidates with a classifier: crops of several scans in one batch, and what is written about each."""
+"""Judges candidates with a classifier: crops of several scans in one batch, and what is written about each.
+
+Without a classifier the probability of a candidate is its peak, the segmentation's own.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -82,32 +85,29 @@ class SharedClassifier:
 class CandidateJudge:
     """Finds the candidates of a segmented scan and judges them; safe to use from several threads."""
 
-    def __init__(self, model: ModelInfo, classifier: Classifier) -> None:
-        """Check that the model outputs a probability of tumor.
+    def __init__(self, model: ModelInfo, classifier: Classifier | None) -> None:
+        """Check that the model outputs a probability of tumor. Without a classifier, the peak is the probability.
 
         Raises
         ------
         ConfigError
             It does not.
         """
+        option = "--candidates" if classifier is None else "--classifier"
         if model.labels.tumor is None or not (model.gives_tumor or model.gives_probability):
             raise ConfigError(
-                "--classifier: candidates are lumps of the probability of tumor, and the segmentation model outputs "
-                "none. Name the label of nodules as tumor, or export it with --probability.",
+                f"{option}: candidates are lumps of the probability of tumor, and the segmentation model outputs none. "
+                "Name the label of nodules as tumor, or export it with --probability.",
                 where=model.name,
             )
         self._model = model
-        self.shared = SharedClassifier(classifier=classifier)
+        self.classifier = classifier
+        self.shared = None if classifier is None else SharedClassifier(classifier=classifier)
         self.organ, self._values = find_organ(model.labels)
         self.warning = ""
-        trained_on = classifier.card.segmentation_sha256
-        if trained_on is not None and trained_on != model.sha256:
+        trained_on = None if classifier is None else classifier.card.segmentation_sha256
+        if classifier is not None and trained_on not in (None, model.sha256):
             self.warning = f"the classifier {classifier.path.name} was trained on candidates of another segmentation"
-
-    @property
-    def classifier(self) -> Classifier:
-        """Return the classifier."""
-        return self.shared.classifier
 
     def judge(self, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanCandidates:
         """Return the candidates of a scan whose labels are not post-processed yet, the most probable first.
@@ -118,17 +118,16 @@ class CandidateJudge:
         assert probability is not None  # noqa: S101 (the model outputs it)
         label = segmentation.label if self.organ is not None else None
         lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
-        rows: list[CandidateRow] = []
-        for first in range(0, len(lumps), BATCH):
-            rows += self._score(loaded, lumps[first : first + BATCH])
+        scores = self._score(loaded, lumps)
+        rows = [_describe(lump, *score) for lump, score in zip(lumps, scores, strict=True)]
         # equal probabilities keep the order of the lumps
         rows.sort(key=lambda row: -row.probability)
         return ScanCandidates(
             scan=name,
             model_sha256=self._model.sha256,
-            classifier=self.classifier.path.name,
-            classifier_sha256=self.classifier.sha256,
-            thresholds=dict(self.classifier.card.thresholds),
+            classifier="" if self.classifier is None else self.classifier.path.name,
+            classifier_sha256="" if self.classifier is None else self.classifier.sha256,
+            thresholds={} if self.classifier is None else dict(self.classifier.card.thresholds),
             found=counts.found,
             outside_organ=counts.outside_organ,
             merged=counts.merged,
@@ -137,27 +136,20 @@ class CandidateJudge:
             candidates=tuple(replace(row, number=number) for number, row in enumerate(rows, start=1)),
         )
 
-    def _score(self, loaded: LoadedScan, lumps: Sequence[Lump]) -> list[CandidateRow]:
-        crops = np.empty((len(lumps), SIDE, SIDE, SIDE), dtype=np.int16)
-        for crop, lump in zip(crops, lumps, strict=True):
-            crop[...] = cut_crop(loaded.volume, loaded.grid.affine_lps, lump.xyz_mm)
-        scores = self.shared.score(crops)
-        malignancy = [None] * len(lumps) if scores.malignancy is None else scores.malignancy.tolist()
-        return [
-            CandidateRow(
-                number=0,
-                x_mm=lump.xyz_mm[0],
-                y_mm=lump.xyz_mm[1],
-                z_mm=lump.xyz_mm[2],
-                probability=nodule,
-                diameter_mm=lump.diameter_mm,
-                volume_ml=lump.volume_ml,
-                slice=lump.slice,
-                peak=lump.peak,
-                malignancy=malignant,
-            )
-            for lump, nodule, malignant in zip(lumps, scores.nodule.tolist(), malignancy, strict=True)
-        ]
+    def _score(self, loaded: LoadedScan, lumps: Sequence[Lump]) -> list[tuple[float, float | None]]:
+        """Return the probabilities of a nodule, and of malignancy, of each lump."""
+        if self.shared is None:
+            return [(lump.peak, None) for lump in lumps]
+        found: list[tuple[float, float | None]] = []
+        for first in range(0, len(lumps), BATCH):
+            part = lumps[first : first + BATCH]
+            crops = np.empty((len(part), SIDE, SIDE, SIDE), dtype=np.int16)
+            for crop, lump in zip(crops, part, strict=True):
+                crop[...] = cut_crop(loaded.volume, loaded.grid.affine_lps, lump.xyz_mm)
+            scores = self.shared.score(crops)
+            malignancy = [None] * len(part) if scores.malignancy is None else scores.malignancy.tolist()
+            found += zip(scores.nodule.tolist(), malignancy, strict=True)
+        return found
 
     def _explain(self, counts: LumpCounts) -> str:
         """Return what was taken away, as a phrase; empty if nothing was."""
@@ -167,6 +159,21 @@ class CandidateJudge:
         if counts.cut:
             parts.append(f"{counts.cut} candidates of the lowest peak, beyond the limit of a scan")
         return f"left out: {', '.join(parts)}" if parts else ""
+
+
+def _describe(lump: Lump, nodule: float, malignancy: float | None) -> CandidateRow:
+    return CandidateRow(
+        number=0,
+        x_mm=lump.xyz_mm[0],
+        y_mm=lump.xyz_mm[1],
+        z_mm=lump.xyz_mm[2],
+        probability=nodule,
+        diameter_mm=lump.diameter_mm,
+        volume_ml=lump.volume_ml,
+        slice=lump.slice,
+        peak=lump.peak,
+        malignancy=malignancy,
+    )
 
 
 def find_organ(labels: Labels) -> tuple[str | None, tuple[int, ...]]:

@@ -5,14 +5,12 @@ challenge's program and `slicemill froc` read it. Every candidate is in it, what
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.files import write_csv, write_json
-from slicemill.ct.formats.names import strip_suffix
 
 ENDING = ".candidates.json"
 """End of the file next to a mask."""
@@ -33,7 +31,7 @@ class CandidateRow:
     y_mm: float
     z_mm: float
     probability: float
-    """Probability of a nodule, by the classifier."""
+    """Probability of a nodule, by the classifier; without one, `peak`."""
     diameter_mm: float
     """Diameter of the ball of its volume."""
     volume_ml: float
@@ -54,8 +52,9 @@ class ScanCandidates:
     model_sha256: str
     """Hash of the segmentation model."""
     classifier: str
-    """File name of the classifier."""
+    """File name of the classifier; empty without one."""
     classifier_sha256: str
+    """Its hash; empty without one."""
     thresholds: dict[str, float]
     """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
     found: int
@@ -80,13 +79,13 @@ def is_candidate_table(name: str) -> bool:
     return TABLES.fullmatch(name) is not None
 
 
-def write_candidate_tables(out: Path, stems: Sequence[str], part: str = "") -> int:
+def write_candidate_tables(out: Path, names: Mapping[str, str], part: str = "") -> int:
     """Write the candidates of all scans of a run as CSV and JSON, from the files next to their masks.
 
     Parameters
     ----------
-    stems
-        Relative paths of the masks without suffix.
+    names
+        Relative path of each mask without suffix -> the name of the scan, unique among all runs into the folder.
     part
         End of the files' names, for one of several runs into a folder.
 
@@ -94,30 +93,17 @@ def write_candidate_tables(out: Path, stems: Sequence[str], part: str = "") -> i
     -------
     The number of candidates.
     """
-    scans = [
-        read_document(ScanCandidates, out / f"{stem}{ENDING}")
-        for stem in sorted(stems)
+    scans = {
+        stem: read_document(ScanCandidates, out / f"{stem}{ENDING}")
+        for stem in sorted(names)
         if (out / f"{stem}{ENDING}").exists()
-    ]
-    names = name_scans([scan.scan for scan in scans])
+    }
     rows = [
-        dict(zip(COLUMNS, (name, one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
+        dict(zip(COLUMNS, (names[stem], one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
                            one.slice, one.malignancy), strict=True))
-        for name, scan in zip(names, scans, strict=True)
+        for stem, scan in scans.items()
         for one in scan.candidates
     ]  # fmt: skip
     write_csv(out / f"candidates{part}.csv", rows, COLUMNS)
-    write_json(out / f"candidates{part}.json", {"scans": [to_document(scan) for scan in scans]})
+    write_json(out / f"candidates{part}.json", {"scans": [to_document(scan) for scan in scans.values()]})
     return len(rows)
-
-
-def name_scans(masks: Sequence[str]) -> list[str]:
-    """Return the names of scans in the table: of LUNA16's files the series, with folders where names are not unique.
-
-    >>> name_scans(["subset0/1.3.6.nii.gz", "a/ct.nii.gz", "b/ct.nii.gz"])
-    ['1.3.6', 'a/ct', 'b/ct']
-    """
-    paths = [PurePosixPath(mask) for mask in masks]
-    stems = [path.with_name(strip_suffix(path.name)) for path in paths]
-    times = Counter(stem.name for stem in stems)
-    return [stem.name if times[stem.name] == 1 else str(stem) for stem in stems]

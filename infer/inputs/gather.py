@@ -10,8 +10,10 @@ import glob
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from slicemill.common.errors import ConfigError, ScanError
 from slicemill.common.files import Location, parse_location, relative_path
@@ -82,7 +84,19 @@ def gather(inputs: Sequence[str | Location], window: Window | None = None) -> tu
             files += _match_pattern(str(entry)) if glob.has_magic(str(entry)) else [location]
     jobs, repeated = _remove_repeated([*jobs, *_name_files(files, window)])
     _check_names(jobs)
-    return jobs, [*left_out, *repeated]
+    names = name_scans([job.stem for job in jobs])
+    return [replace(job, short_name=name) for job, name in zip(jobs, names, strict=True)], [*left_out, *repeated]
+
+
+def name_scans(stems: Sequence[str]) -> list[str]:
+    """Return what scans are called in tables: of LUNA16's files the series, with folders where names are not unique.
+
+    >>> name_scans(["subset0/1.3.6", "a/ct", "b/ct"])
+    ['1.3.6', 'a/ct', 'b/ct']
+    """
+    paths = [PurePosixPath(stem) for stem in stems]
+    times = Counter(path.name for path in paths)
+    return [path.name if times[path.name] == 1 else str(path) for path in paths]
 
 
 def read_list(path: str) -> list[str]:

@@ -48,6 +48,9 @@ class Job:
     """The case, when `path` is a store."""
     window: Window | None = None
     """HU of black and white, when `path` is a picture."""
+    short_name: str = ""
+    """Name of the scan's file without suffix; with its folders if another scan of the input has this name. Empty
+    if the input is not known as a whole."""
 
     @property
     def stem(self) -> str:

@@ -33,6 +33,8 @@ class InferOptions:
     """Whether each label is also written to its own file, as 0 and 1."""
     dicom: DicomOptions = NO_DICOM
     """DICOM results that are written for inputs in DICOM."""
+    candidates: bool = False
+    """Whether candidates are written without a classifier; a classifier's always are."""
     classifier_sha256: str = ""
     """Hash of the classifier that judges candidates; empty without one."""
     batch: int = 0
@@ -62,6 +64,11 @@ class InferOptions:
                 f"--device {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
             )
 
+    @property
+    def has_candidates(self) -> bool:
+        """Return whether candidates are written."""
+        return self.candidates or bool(self.classifier_sha256)
+
     def for_worker(self, index: int) -> "InferOptions":
         """Return the same options for one of several workers, with a separate summary name."""
         return replace(self, part=f"{self.part}-worker-{index}")
@@ -79,6 +86,8 @@ class InferOptions:
             changed["all_slices"] = True
         if self.classifier_sha256:
             changed[f"classifier {self.classifier_sha256}"] = True
+        elif self.candidates:
+            changed["candidates"] = True
         return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
 
 

@@ -130,7 +130,7 @@ def extra_names(labels: Labels, options: InferOptions) -> list[str]:
     >>> extra_names(Labels({"liver": 1}), InferOptions(separate=True, dicom=DicomOptions(seg=True)))
     ['liver', '.seg.dcm']
     """
-    candidates = [CANDIDATES] if options.classifier_sha256 else []
+    candidates = [CANDIDATES] if options.has_candidates else []
     return [*volume_names(labels, options), *options.dicom.endings(), *candidates]
 
 

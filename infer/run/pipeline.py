@@ -353,7 +353,7 @@ def infer(
     left_out
         Files of the input that are not segmented, with reasons, for the summary.
     classifier
-        Judges the candidates of each scan; its hash is in the options.
+        Judges the candidates of each scan; its hash is in the options. None: see `InferOptions.candidates`.
 
     Raises
     ------
@@ -365,7 +365,7 @@ def infer(
     ProviderError
         The device failed twice.
     """
-    judge = None if classifier is None else CandidateJudge(model.info, classifier)
+    judge = CandidateJudge(model.info, classifier) if options.has_candidates else None
     out.mkdir(parents=True, exist_ok=True)
     with claim_folder(out, model.info.sha256, options):
         ledger = RunLedger(out, model, options)
@@ -380,7 +380,8 @@ def infer(
             write_summary(out, model, summary, options.part)
             if judge is not None:
                 names = {one.name for one in summary.outcomes if one.status != "failed" and is_ours(one)}
-                write_candidate_tables(out, [job.stem for job in jobs if job.name in names], options.part)
+                in_table = {job.stem: job.short_name or job.stem for job in jobs if job.name in names}
+                write_candidate_tables(out, in_table, options.part)
     return summary
 
 

@@ -19,7 +19,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 - device: the network
 - scatter: copy labels out of a batch
 - post: post-processing
-- candidates: lumps found, crops cut and judged; only with a classifier
+- candidates: lumps found, crops cut and judged; only with a classifier or --candidates
 - report: measures and picture
 - write: gzip and disk
 """

@@ -1,7 +1,7 @@
 """The findings that point detections are scored against: from tables in LUNA16's form, or from a slice store."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +11,55 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, UsageError
 from slicemill.common.files import Location, parse_location, read_file
 from slicemill.common.tables import read_table
-from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.formats.names import list_path_names
 from slicemill.ct.points import Point
 from slicemill.store.reader import is_store, open_store
 
 Floats = npt.NDArray[np.float64]
 SCAN = "seriesuid"
+SHOWN = 3
+MOST_GROUPS = 20
+"""Limit of the values of a column that groups findings: each has a curve and a bootstrap of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aliases:
+    """What scans are called beside their names: by their files, with or without folders."""
+
+    scans: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other name -> the scans whose file has it. No name of a scan is among them."""
+
+    def resolve_all(self, names: Iterable[str], where: Location) -> dict[str, str]:
+        """Return the scan of each name, in order; a name of no known scan is returned as it is.
+
+        Parameters
+        ----------
+        where
+            The file with the names, for messages.
+
+        Raises
+        ------
+        InputError
+            A name is that of several scans, or two names are those of one.
+        """
+        scans: dict[str, str] = {}
+        owner: dict[str, str] = {}
+        for name in names:
+            found = self.scans.get(name, (name,))
+            if len(found) > 1:
+                shown = ", ".join(found[:SHOWN]) + (" ..." if len(found) > SHOWN else "")
+                raise InputError(
+                    f"the name {name} is that of {len(found)} scans of the store, {shown}; use the case id, or the "
+                    "file's path with more folders.",
+                    where=where,
+                )
+            first = owner.setdefault(found[0], name)
+            if first != name:
+                raise InputError(
+                    f"{first} and {name} are both the scan {found[0]}; call each scan by one name.", where=where
+                )
+            scans[name] = found[0]
+        return scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +76,12 @@ class Findings:
     """Scan -> the group of each included finding; empty without groups."""
     patients: Mapping[str, str] | None = None
     """Scan -> patient; None if they are not known."""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """Other names of the scans -> their names."""
+    aliases: Aliases = field(default_factory=Aliases)
+    """Other names of the scans."""
+    unlisted: Mapping[str, int] = field(default_factory=dict)
+    """Scan that is not scored -> its number of findings, at least 1."""
+    left_out: int = 0
+    """Rows of the table of nodules that the scored cases of a store have not as findings, or not as they stand."""
 
     def count(self) -> int:
         """Return the number of included findings in the scans."""
@@ -63,51 +110,66 @@ def read_findings(files: FindingFiles) -> Findings:
     Raises
     ------
     UsageError
-        An option is missing, or does not go with a store.
+        An option is missing, or does not go with a store; or the column that groups has more than MOST_GROUPS values.
     InputError
         A file cannot be read, lacks a column, lists a scan twice, or has a value that is not a number.
     """
+    findings = _read_files(files)
+    values = len({name for names in findings.groups.values() for name in names})
+    if values > MOST_GROUPS:
+        raise UsageError(
+            f"--by {files.group}: the column has {values} values, and each would have a curve; at most {MOST_GROUPS} "
+            "are allowed. Choose a column of kinds or ratings, or round its numbers into classes."
+        )
+    return findings
+
+
+def _read_files(files: FindingFiles) -> Findings:
     root = parse_location(files.annotations)
     if is_store(root):
         if files.excluded is not None or files.patients is not None:
             raise UsageError("a store has excluded findings and patients of its own; leave out --excluded, --patients.")
-        return read_store_findings(root, None if files.scans is None else read_names(files.scans), files.group)
+        return read_store_findings(root, files.scans, files.group)
     if files.scans is None:
         raise UsageError("--scans: name the file that lists all scans, also those without findings.")
     scans = tuple(read_names(files.scans))
+    included, listed = read_points(files.annotations, "diameter_mm"), set(scans)
     return Findings(
         scans=scans,
-        included=read_points(files.annotations, "diameter_mm"),
+        included=included,
+        unlisted={name: len(points) for name, points in included.items() if name not in listed},
         excluded=read_points(files.excluded, "diameter_mm") if files.excluded else {},
         groups=read_groups(files.annotations, files.group) if files.group else {},
         patients=read_patients(files.patients, scans) if files.patients else None,
     )
 
 
-def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str | None) -> Findings:
+def read_store_findings(root: Location, chosen: Path | None, group: str | None) -> Findings:
     """Return the findings of a store's cases.
 
     Parameters
     ----------
     chosen
-        Case ids or file names without suffix; None for all cases.
+        Text file with case ids, or names of files without suffix, with or without folders; None for all cases.
     group
         Further column of the points that groups them.
 
     Raises
     ------
     InputError
-        A case has no points, is not in the store, or no finding has the column `group`.
+        A case has no points, is not in the store or is listed twice, a name is that of several cases, or no finding has
+        the column `group`.
     """
     store = open_store(root)
-    aliases = {strip_suffix(Path(case.info.image.name).name): case.case_id for case in store.values()}
-    ids = store.case_ids if chosen is None else [name if name in store else aliases.get(name, name) for name in chosen]
+    aliases = name_cases({case.case_id: case.info.image.name for case in store.values()})
+    ids = store.case_ids if chosen is None else [*aliases.resolve_all(read_names(chosen), chosen).values()]
     store.check_known(ids)
     cases = [store[case_id] for case_id in ids]
     bare = [case.case_id for case in cases if case.points is None]
     if bare:
         raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
-    nodules = {case.case_id: [point for point in case.points or () if point.kind == "nodule"] for case in cases}
+    everywhere = {case.case_id: [one for one in case.points or () if one.kind == "nodule"] for case in store.values()}
+    nodules = {case_id: everywhere.pop(case_id) for case_id in ids}
     known = {name for points in nodules.values() for point in points for name in (*point.further, *point.words)}
     if group is not None and group not in known:
         raise InputError(f"no finding has the column {group}; leave out --by.", where=root)
@@ -119,8 +181,26 @@ def read_store_findings(root: Location, chosen: Sequence[str] | None, group: str
         if group
         else {},
         patients={case.case_id: case.info.patient_id for case in cases},
-        aliases={name: case_id for name, case_id in aliases.items() if name not in ids},
+        aliases=aliases,
+        unlisted={case_id: len(points) for case_id, points in everywhere.items() if points},
+        left_out=sum(one.table == "points" for case in cases for one in case.info.points_left_out),
     )
+
+
+def name_cases(images: Mapping[str, str]) -> Aliases:
+    """Return what cases are called beside their ids, from the paths of their images.
+
+    A case id names its case alone, also where another one's file has this name.
+
+    >>> name_cases({"p1_ct": "p1/ct.nii.gz", "b": "b.nii.gz"}).scans
+    {'ct': ('p1_ct',), 'p1/ct': ('p1_ct',)}
+    """
+    scans: dict[str, list[str]] = defaultdict(list)
+    for case_id, path in images.items():
+        for name in list_path_names(path):
+            if name not in images:
+                scans[name].append(case_id)
+    return Aliases(scans={name: tuple(ids) for name, ids in scans.items()})
 
 
 def _stack(points: Sequence[Point]) -> Floats:

@@ -82,6 +82,8 @@ class FreeResponse:
     """Mean of `sensitivity_at_or_above`."""
     cpm_interval: Interval
     """95 % bootstrap interval of `cpm` over scans, or over patients if they are known."""
+    resamples: int
+    """Bootstrap samples with a finding, of RESAMPLES. The others have no sensitivity and are left out."""
     cpm_of_mean_curve: float
     """CPM of the mean bootstrap curve."""
     curve: Curve
@@ -117,7 +119,7 @@ class _Samples:
         """Return the curve with each scan weighted by int64[scans]."""
         count = weights[self.scan]
         true, false = np.cumsum(count * self.true)[self.ends], np.cumsum(count * ~self.true)[self.ends]
-        findings = max(1, int((weights * self.findings).sum()))
+        findings = max(1, int((weights * self.findings).sum()))  # of make_curve, which may have no finding
         return Curve(
             false_per_scan=np.concatenate([[0.0], false / max(1, int(weights.sum()))]),
             sensitivity=np.concatenate([[0.0], true / findings]),
@@ -158,7 +160,7 @@ def analyze_free_response(
     """Compute curve, sensitivities, CPM, and 95 % intervals from RESAMPLES bootstrap samples.
 
     The samples are of the scans, or of their patients if `patients` names that of each scan: all scans of a patient are
-    drawn together.
+    drawn together. A sample without a finding has no sensitivity: it is left out.
     """
     samples = _sort_scores(scans)
     if not samples.findings.sum():
@@ -168,10 +170,15 @@ def analyze_free_response(
     owner = np.unique(np.array(list(names)), return_inverse=True)[1]  # the patient of each scan
     count = int(owner.max()) + 1
     rng = np.random.default_rng(0)
-    lines, means = np.empty((RESAMPLES, len(GRID)), dtype=np.float32), np.empty(RESAMPLES)
-    for resample in range(RESAMPLES):
-        drawn = samples.curve(np.bincount(rng.integers(0, count, count), minlength=count)[owner])
-        lines[resample], means[resample] = drawn.between(GRID), drawn.between().mean()
+    lines, means, kept = np.empty((RESAMPLES, len(GRID)), dtype=np.float32), np.empty(RESAMPLES), 0
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count)[owner]
+        if not (weights * samples.findings).any():
+            continue
+        drawn = samples.curve(weights)
+        lines[kept], means[kept] = drawn.between(GRID), drawn.between().mean()
+        kept += 1
+    lines, means = lines[:kept], means[:kept]
     low, high = np.percentile(means, (2.5, 97.5))
     band_low, band_high = np.percentile(lines, (2.5, 97.5), axis=0)
     return FreeResponse(
@@ -183,6 +190,7 @@ def analyze_free_response(
         cpm=float(curve.between().mean()),
         cpm_at_or_above=float(curve.at_or_above().mean()),
         cpm_interval=(float(low), float(high)),
+        resamples=kept,
         cpm_of_mean_curve=float(np.interp(RATES, GRID, lines.mean(axis=0)).mean()),
         curve=curve,
         band=Band(false_per_scan=GRID[::THINNING], low=band_low[::THINNING], high=band_high[::THINNING]),

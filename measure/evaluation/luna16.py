@@ -35,6 +35,10 @@ class Luna16Result:
 
     unlisted_candidates: int
     """Ignored candidates in scans that are not listed."""
+    unlisted_findings: int
+    """Findings in scans that are not listed: not among those of the curve."""
+    left_out_rows: int
+    """Rows of the table of nodules that a store has not as findings, or not as they stand."""
     resampled: Literal["scans", "patients"]
     """What the intervals are over."""
     response: FreeResponse | NoFindings
@@ -46,6 +50,8 @@ class Luna16Result:
         return {
             "rules": "LUNA16",
             "candidates_of_unlisted_scans": self.unlisted_candidates,
+            "findings_of_unlisted_scans": self.unlisted_findings,
+            "rows_left_out_of_store": self.left_out_rows,
             "intervals_over": self.resampled,
             **to_document(self.response),
             "parts": {name: to_document(one) for name, one in self.parts.items()},
@@ -58,12 +64,12 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
     Raises
     ------
     InputError
-        The file cannot be read, lacks a column, or has a value that is not a number.
+        The file cannot be read, lacks a column, has a value that is not a number, a name of several scans, or two names
+        of one.
     """
-    candidates: dict[str, Floats] = {}
-    for name, points in read_points(results, "probability").items():
-        scan = findings.aliases.get(name, name)
-        candidates[scan] = np.concatenate([candidates[scan], points]) if scan in candidates else points
+    points = read_points(results, "probability")
+    scans = findings.aliases.resolve_all(points, results)
+    candidates = {scans[name]: rows for name, rows in points.items()}
     patients = None
     if findings.patients is not None:
         patients = [findings.patients[name] for name in findings.scans]
@@ -74,6 +80,8 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
     }
     return Luna16Result(
         unlisted_candidates=sum(len(points) for name, points in candidates.items() if name not in listed),
+        unlisted_findings=sum(findings.unlisted.values()),
+        left_out_rows=findings.left_out,
         resampled="scans" if patients is None else "patients",
         response=analyze_free_response(_find_all_hits(candidates, findings, None), patients),
         parts=parts,

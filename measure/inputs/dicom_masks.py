@@ -1,17 +1,20 @@
 """Masks in DICOM below a folder: SEG, RTSTRUCT, and series of label values; and the series that they are masks of."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slicemill.common.errors import ScanError
+from slicemill.common.errors import InputError, ScanError
 from slicemill.ct.formats.dicom.discover import FoundDicom, find_dicom
 from slicemill.ct.formats.dicom.files import strip_dicom
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.open_mask import References, is_mask_object, read_references
 from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.ct.formats.names import strip_suffix
+from slicemill.ct.formats.nifti.header import read_signature
 from slicemill.ct.naming import parse_name
+from slicemill.measure.inputs.infer_output import read_report
 
 SUFFIX = ".nii.gz"
 """Suffix of the name that a mask in DICOM gets, so that it pairs as the mask of `infer` does."""
@@ -52,13 +55,16 @@ class DicomListing:
 
     masks: tuple[DicomMask, ...]
     scans: tuple[ScanSeries, ...]
+    scan_files: frozenset[Path] = frozenset()
+    """Files of other formats that are no masks but scans: those beside a SEG or RTSTRUCT of the same name."""
 
 
 def list_dicom(folder: Path, files: Sequence[Path]) -> DicomListing:
     """Find the masks and scans in DICOM below a folder.
 
     A SEG or RTSTRUCT beside a mask of the same name in another format is the same mask, as `infer --dicom-seg` writes
-    it, and is not listed. A series is a mask if its path says so, or if there is no other mask.
+    it, and is not listed. A file of this name that is no mask (`is_known_mask`) is its scan. A series is a mask if its
+    path says so, or if there is no other mask.
 
     Parameters
     ----------
@@ -66,17 +72,33 @@ def list_dicom(folder: Path, files: Sequence[Path]) -> DicomListing:
         The scans and masks of other formats below the folder.
     """
     found = find_dicom(folder)
-    stems = {file.parent / strip_suffix(file.name) for file in files}
-    objects = [
-        describe_object(path, folder)
+    objects = {
+        path: path.parent / strip_ending(path.name)
         for path, _ in found.left_out
-        if isinstance(path, Path) and is_mask_object(path) and path.parent / strip_ending(path.name) not in stems
-    ]
+        if isinstance(path, Path) and is_mask_object(path)
+    }
+    stems = {file: file.parent / strip_suffix(file.name) for file in files}
+    beside = {file: stem for file, stem in stems.items() if stem in objects.values()}
+    same = {stem for file, stem in beside.items() if is_known_mask(file, folder)}
+    listed = [describe_object(path, folder) for path, stem in objects.items() if stem not in same]
     series = _list_series(found)
     named = [one for one in series if parse_name(one.relative).role == "mask"]
-    masks = named or ([] if files or objects else series)
+    masks = named or ([] if files or listed else series)
     of_series = [DicomMask(path=one.path, relative=one.relative, references=NO_REFERENCES) for one in masks]
-    return DicomListing(masks=(*objects, *of_series), scans=tuple(one for one in series if one not in named))
+    return DicomListing(
+        masks=(*listed, *of_series),
+        scans=tuple(one for one in series if one not in named),
+        scan_files=frozenset(file for file, stem in beside.items() if stem not in same),
+    )
+
+
+def is_known_mask(file: Path, folder: Path) -> bool:
+    """Return whether a file below a folder is a mask by its path, or by the report or the model of `infer`."""
+    if parse_name(file.relative_to(folder).as_posix()).role == "mask" or read_report(file) is not None:
+        return True
+    with contextlib.suppress(InputError):
+        return bool(read_signature(file))
+    return False
 
 
 def list_scans(folder: Path) -> tuple[ScanSeries, ...]:

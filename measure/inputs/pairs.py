@@ -14,6 +14,7 @@ from slicemill.measure.inputs.dicom_masks import (
     ScanSeries,
     describe_object,
     find_scan,
+    is_known_mask,
     list_dicom,
 )
 from slicemill.measure.inputs.infer_output import find_masks
@@ -189,7 +190,7 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
     dicom = list_dicom(predictions, files)
     if not files and not dicom.masks:
         raise PairingError(f"{predictions}: contains no mask; `slicemill infer` writes masks.")
-    paths = [(file.relative_to(predictions).as_posix(), file) for file in files]
+    paths = [(file.relative_to(predictions).as_posix(), file) for file in files if file not in dicom.scan_files]
     return [
         *(_Prediction(relative=relative, path=file, name=relative) for relative, file in paths),
         *(_describe_prediction(one, predictions, dicom.scans) for one in dicom.masks),
@@ -241,7 +242,9 @@ def _index_reference_files(references: Path) -> Index[Reference]:
     relative |= {scan.path: scan.relative for scan in dicom.scans} | {mask.path: mask.relative for mask in objects}
     of_dicom, series = {one.path: one for one in objects}, {one.path: one for one in dicom.scans}
     names = {path: parse_name(text) for path, text in relative.items()}
-    of_files = [file for file in files if names[file].role == "mask"] or ([] if objects else files)
+    of_files = [file for file in files if names[file].role == "mask"]
+    if files and not of_files:
+        of_files = [file for file in find_masks(root) if is_known_mask(file, root)] if objects else files
     masks = [*of_files, *of_dicom]
     images = {
         (names[path].folder, names[path].key): path

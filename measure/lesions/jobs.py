@@ -170,7 +170,9 @@ def _folder_jobs(folder: Path, images: Path | None, labels: Labels | None) -> It
     relative = {file: file.relative_to(folder).as_posix() for file in files}
     dicom = list_dicom(folder, files)
     of_dicom = {one.path: one for one in dicom.masks}
-    masks = [file for file in relative if parse_name(relative[file]).role == "mask"] or list(relative)
+    masks = [file for file in files if parse_name(relative[file]).role == "mask"] or [
+        file for file in files if file not in dicom.scan_files
+    ]
     relative |= {one.path: one.relative for one in dicom.masks}
     series = dicom.scans if images is None else list_scans(images) if images.is_dir() else ()
     scans = _index_scans(images, series) if images is not None else {}

@@ -23,6 +23,7 @@ def infer_scans(
     window: str | None = None,
     strict: bool = False,
     classifier: str | Path | None = None,
+    candidates: bool = False,
     probability: bool = False,
     separate: bool = False,
     no_postprocess: bool = False,
@@ -62,6 +63,8 @@ def infer_scans(
         Folder for masks, reports, pictures and the summary.
     classifier
         Model of kind `crops` that judges the candidates of the segmentation.
+    candidates
+        Writes the candidates without a classifier, too; their probability is the segmentation's peak.
     dicom_seg, dicom_sr, rtstruct
         DICOM results of inputs in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how.
     provider
@@ -102,7 +105,7 @@ def infer_scans(
         model=Path(model),
         inputs=[str(one) for one in ([inputs] if isinstance(inputs, str | Location) else inputs)],
         out=Path(out), window=window, strict=strict, classifier=None if classifier is None else Path(classifier),
-        probability=probability, separate=separate,
+        candidates=candidates, probability=probability, separate=separate,
         no_postprocess=no_postprocess, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
         seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
         provider=provider, z_range=z_range, mirror=mirror, overlap=overlap, batch=batch,

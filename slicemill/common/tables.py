@@ -40,9 +40,11 @@ class Row:
         Raises
         ------
         ValueError
-            The text is not a number.
+            The text is not a number. ``1_0`` is none, although Python reads it as 10: it is part of a name.
         """
         text = self.cells[column]
+        if "_" in text:
+            raise ValueError(text)
         return float(text if self.separator == "," or "." in text else text.replace(",", "."))
 
 

@@ -31,6 +31,22 @@ NODULE_WORDS = frozenset(
 )
 """Words about nodules that a store keeps. Any other text could name a person."""
 
+NODULE_NUMBERS = frozenset(
+    (
+        *("subtlety", "internalstructure", "calcification", "calcified", "sphericity", "margin", "lobulation"),
+        *("spiculation", "spiculated", "texture", "solid", "malignant", "malignancyprobability", "lungrads"),
+        *("agreement", "agreementlevel", "agrlevel", "confidence", "rating", "score"),
+        *("volume", "volumeml", "volumemm3", "mass", "massmg", "radius", "radiusmm", "surfaceareamm2"),
+        *("diameter", "diametermean", "diametermax", "diametermin", "meandiametermm", "maxdiametermm", "mindiametermm"),
+        *("longaxis", "longaxismm", "shortaxis", "shortaxismm", "meanhu", "medianhu", "stdhu", "minhu", "maxhu"),
+        *("emphysema", "fissure", "pleural", "juxtapleural", "juxtavascular", "perifissural"),
+    )
+)
+"""Columns of numbers about nodules that a store keeps, in lower case, without spaces, ``_`` and ``-``.
+
+The number of any other column could be that of a person, a study or a date.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:

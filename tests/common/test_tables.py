@@ -82,6 +82,10 @@ def test_decimal_commas_are_numbers_unless_commas_separate_cells(tmp_path):
         path.write_text(f"x;y\n{text};1\n")
         with pytest.raises(ValueError, match="could not convert"):
             read_table(path, required=("x", "y"))[0].number("x")
+    for text in ("1_0", "100570_1_19990102"):
+        path.write_text(f"x;y\n{text};1\n")
+        with pytest.raises(ValueError, match=text):
+            read_table(path, required=("x", "y"))[0].number("x")
     path.write_text('x,y\n"1,500",1\n')
     with pytest.raises(ValueError, match="could not convert"):
         read_table(path, required=("x", "y"))[0].number("x")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from slicemill.common.files import read_lines
 from slicemill.ct.crops import cut_crop
 from slicemill.ct.geometry import Grid, voxel_ml
 from slicemill.ct.phantom import write_nifti
-from slicemill.infer.candidates.find import MOST, find_lumps
+from slicemill.infer.candidates.find import MOST, _Nearness, find_lumps
 from slicemill.infer.candidates.judge import CandidateJudge, SharedClassifier
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load_scan
@@ -105,6 +106,31 @@ def test_lumps_far_from_the_lung_are_counted_and_left_out():
     label[:] = 0
     lumps, counts = find_lumps(probability, make_grid(label.shape), label, (1,))
     assert (lumps, counts.outside_organ) == ((), 3)
+
+
+@pytest.mark.parametrize(
+    "spacing", [(0.7, 0.7, 0.7), (1.25, 0.6, 0.6), (5.0, 0.7, 0.7), (1.0, 1.0, 1.0), (3.0, 2.0, 0.5)]
+)
+def test_no_lump_within_five_millimeters_of_the_lung_is_lost(spacing):
+    shape = tuple(int(14 / along) + 8 for along in spacing)
+    places = np.indices(shape).reshape(3, -1).T
+    rng = np.random.default_rng(4)
+    for _ in range(4):
+        organ = np.array([rng.integers(0, count) for count in shape])
+        label = np.zeros(shape, dtype=np.uint8)
+        label[tuple(organ)] = 1
+        near = _Nearness(label, (1,), spacing).holds(tuple(places.T))
+        distance = np.linalg.norm((places - organ) * spacing, axis=1)
+        assert near[distance <= 5].all()
+        assert not near[distance > 15].any()
+
+
+def test_a_lump_near_the_lung_along_a_diagonal_is_kept():
+    probability, label = np.zeros((30, 30, 30), dtype=np.uint8), np.zeros((30, 30, 30), dtype=np.uint8)
+    label[15, 7, 7] = 1  # the last row and column of its block of 4
+    probability[15, 12, 12] = 255  # 4.95 mm away, and in the first row and column of the block after the next
+    _, counts = find_lumps(probability, make_grid(label.shape, (0.7, 0.7, 0.7)), label, (1,))
+    assert (counts.found, counts.outside_organ) == (1, 0)
 
 
 def test_a_scan_without_probability_has_no_candidates():
@@ -277,6 +303,36 @@ def test_a_run_without_a_classifier_leaves_no_candidates_of_an_earlier_one(model
     assert not list(tmp_path.rglob("scan-*.candidates.json"))
 
 
+def test_candidates_of_the_segmentation_alone_are_those_that_a_classifier_judges(models, scans, whole, tmp_path):
+    code, text = infer_command(models[0], scans, "--out", tmp_path, "--candidates")
+    assert code == 0, text
+    peaks = {}
+    for scan in json.loads((tmp_path / "candidates.json").read_text())["scans"]:
+        assert (scan["classifier"], scan["classifier_sha256"], scan["thresholds"]) == ("", "", {})
+        for one in scan["candidates"]:
+            assert one["probability"] == one["peak"]
+            peaks[scan["scan"], one["x_mm"], one["y_mm"], one["z_mm"]] = one["peak"], one["diameter_mm"]
+    judged = json.loads((whole / "candidates.json").read_text())["scans"]
+    assert peaks == {
+        (scan["scan"], one["x_mm"], one["y_mm"], one["z_mm"]): (one["peak"], one["diameter_mm"])
+        for scan in judged
+        for one in scan["candidates"]
+    }
+    rows = read_rows(tmp_path / "candidates.csv")
+    assert len(rows) == len(peaks)
+    assert {row["malignancy"] for row in rows} == {""}
+    # other options: a run with a classifier judges all scans, and one without candidates removes them
+    run(models, scans, tmp_path)
+    assert without_scores(tmp_path)[0] == without_scores(whole)[0]
+
+
+def test_candidates_of_a_model_without_probability_are_refused(scans, tmp_path):
+    model = write_model(tmp_path / "m.onnx", {"lung": 1})
+    code, text = infer_command(model, scans, "--out", tmp_path / "out", "--candidates")
+    assert code
+    assert "--candidates: candidates are lumps of the probability of tumor" in text
+
+
 def command(models, scans, out):
     return [sys.executable, "-m", "slicemill", "infer", str(models[0]), str(scans), "--out", str(out),
             "--classifier", str(models[1]), "--provider", "cpu"]  # fmt: skip
@@ -309,6 +365,22 @@ def infer_command(*arguments):
     return result.exit_code, " ".join(f"{result.output} {result.exception or ''}".split())
 
 
+def test_the_name_of_a_scan_does_not_depend_on_its_shard_or_on_scans_that_fail(models, scans, tmp_path):
+    for patient in ("p0", "p1"):
+        (tmp_path / "in" / patient).mkdir(parents=True)
+        shutil.copy(scans / "p1" / "scan-1.nii.gz", tmp_path / "in" / patient / "ct.nii.gz")
+    shutil.copy(scans / "p1" / "scan-5.nii.gz", tmp_path / "in" / "p1" / "other.nii.gz")
+    (tmp_path / "in" / "p2").mkdir()
+    (tmp_path / "in" / "p2" / "other.nii.gz").write_bytes(b"broken")
+    tables = []
+    for shard in ("0/2", "1/2"):  # p0/ct and p1/other; p1/ct and p2/other
+        out = tmp_path / "out"
+        infer_command(models[0], tmp_path / "in", "--out", out, "--classifier", models[1], "--shard", shard)
+        rows = read_rows(out / f"candidates-{shard.replace('/', '-of-')}.csv")
+        tables.append({row["seriesuid"] for row in rows})
+    assert tables == [{"p0/ct", "p1/other"}, {"p1/ct"}]
+
+
 def test_one_file_of_both_models_gives_the_same_candidates(models, scans, whole, tmp_path):
     bundle = tmp_path / "lung.nodules"
     write_bundle(bundle, *models)
@@ -327,10 +399,12 @@ def test_one_file_of_both_models_gives_the_same_candidates(models, scans, whole,
         (["--scheduler", "tcp://x:1"], "cannot be combined with --scheduler or --watch"),
     ],
 )
-def test_options_that_do_not_fit_a_classifier_are_refused(models, scans, tmp_path, options, message):
-    code, text = infer_command(models[0], scans, "--out", tmp_path / "out", "--classifier", models[1], *options)
+@pytest.mark.parametrize("judged", [True, False])
+def test_options_that_do_not_fit_candidates_are_refused(models, scans, tmp_path, options, message, judged):
+    words = ["--classifier", models[1]] if judged else ["--candidates"]
+    code, text = infer_command(models[0], scans, "--out", tmp_path / "out", *words, *options)
     assert code
-    assert message in text
+    assert f"{words[0]}: {message}" in text
 
 
 def test_models_in_each_others_place_are_refused(models, scans, tmp_path):

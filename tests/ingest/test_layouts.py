@@ -153,6 +153,9 @@ def test_a_folder_beside_the_images_with_the_same_names_is_no_second_set_of_scan
     with pytest.raises(PairingError, match=r"liver/001.nii has the name of the scan ct/001.nii.*--mask 'liver/\*'"):
         discover(tmp_path)
     assert pairs(discover(tmp_path, MaskOptions(pattern="liver/*")))["001"] == ("ct/001.nii", "liver/001.nii")
+    with pytest.raises(PairingError, match=r"Instead of the folder, name the scans with --image '.*/ct/\*'") as caught:
+        discover(tmp_path, MaskOptions(none=True))  # --no-masks, --points: --mask would be refused
+    assert "--mask" not in str(caught.value)
 
 
 def test_a_mask_beside_images_in_a_folder_of_images_is_no_scan(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
-from slicemill.common.errors import InputError, PairingError, ScanError, UsageError
+from slicemill.common.errors import InputError, PairingError, ScanError, StoreError, UsageError
 from slicemill.ct.geometry import voxel_ml
 from slicemill.ct.points import mm_to_voxel, voxels_to_mm
 from slicemill.ingest.convert import convert_case
@@ -172,6 +172,25 @@ def test_further_columns_are_kept_unless_they_could_name_a_person(luna, tmp_path
     assert "column birthdate is not kept: it may identify a person" in told
     assert "column comment is not kept: it has text" in told
     assert b"Mrs X" not in b"".join(path.read_bytes() for path in store.root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [("AnnotationID", "100570_1_19990102"), ("lesion", "100570_1"), ("pid", "100570"), ("ssn", "123456789"),
+     ("subject", "17"), ("patnr", "17"), ("dob", "19500101"), ("age", "61"), ("label", "100570"), ("x1", "17")],
+)  # fmt: skip
+def test_numbers_of_unknown_columns_are_not_kept_and_told(column, cell, tmp_path):
+    header = (*HEADER, column, "Agreement Level", "internal_structure")
+    found = read_points(table(tmp_path, (UID.format(1), 1, 2, 3, 9.0, cell, 4, "yes"), header=header), "nodule")
+    assert dict(found.rows[0].further) == {"agreement level": 4.0, "internal_structure": 1.0}
+    (note,) = found.notes
+    assert f"the column {column.lower()} is not kept" in note
+    assert cell not in note
+
+
+def test_a_name_of_digits_and_underscores_is_no_position(tmp_path):
+    with pytest.raises(InputError, match="must have a number in coordx; it has '1_0'"):
+        read_points(table(tmp_path, (UID.format(1), "1_0", 2, 3, 9.0)), "nodule")
 
 
 def test_rows_that_cannot_be_used_are_listed(luna, tmp_path):
@@ -335,6 +354,16 @@ def test_candidates_are_in_the_store_and_in_the_tables(luna, tmp_path):
     (first, _) = read_table(store.root, "points")
     assert (first["case_id"], first["point_id"], first["voxel_z"]) == (UID.format(1), "nodule-1", 10)
     assert verify(open_store(store.root), None, workers=1, advance=lambda *_: None) == []
+
+
+def test_more_candidates_than_a_store_is_read_with_are_not_written(luna, tmp_path, monkeypatch):
+    monkeypatch.setattr("slicemill.store.candidates.MAX_CANDIDATES", 5)
+    with pytest.raises(StoreError, match=r"the table has 6 candidates in this scan; a case may have at most 5"):
+        convert(luna, tmp_path, candidates=candidates(luna))
+    assert UID.format(1) not in open_store(tmp_path / "store")
+    monkeypatch.setattr("slicemill.store.candidates.MAX_CANDIDATES", 6)
+    store, _ = convert(luna, tmp_path, candidates=candidates(luna))
+    assert len(store[UID.format(1)].candidates) == 6
 
 
 def test_candidates_that_infer_found_get_their_class_from_the_nodules(luna, tmp_path):

@@ -1,5 +1,6 @@
 """SEG, RTSTRUCT and series of label values as masks of `measure` and `evaluate`."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from slicemill.common.errors import PairingError
 from slicemill.common.files import read_json
+from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.labels import Labels
@@ -141,13 +143,63 @@ def test_masks_of_different_series_do_not_pair_by_name(case):
         pair_up(objects, other)
 
 
-def test_an_object_beside_the_same_mask_in_another_format_is_one_mask(case):
+def write_report(path):
+    """Write the fields by which a report of `infer` is known."""
+    path.write_text(json.dumps({"model_sha256": "0" * 64, "slice_tumor_scores": []}))
+
+
+@pytest.mark.parametrize("name", ["p1", "p1_mask"])
+def test_an_object_beside_the_same_mask_in_another_format_is_one_mask(name, case):
+    write_objects(case, "seg")
+    (case / "masks" / "p1.nii.gz").rename(case / "masks" / f"{name}.nii.gz")
+    shutil.copy(case / "objects" / "1.2.9.0.dcm", case / "masks" / f"{name}.seg.dcm")
+    if name == "p1":
+        write_report(case / "masks" / "p1.json")
+    (job,) = gather_jobs(case / "masks", case / "scans", None)
+    assert job.mask.name == f"{name}.nii.gz"
+    (pair,) = pair_up(case / "masks", case / "masks").pairs
+    assert pair.prediction.name == f"{name}.nii.gz"
+
+
+def test_a_mask_of_another_format_that_names_its_model_is_known_without_a_report(case):
     write_objects(case, "seg")
     shutil.copy(case / "objects" / "1.2.9.0.dcm", case / "masks" / "p1.seg.dcm")
-    (job,) = gather_jobs(case / "masks", case / "scans", None)
-    assert job.mask.name == "p1.nii.gz"
-    (pair,) = pair_up(case / "masks", case / "masks").pairs
-    assert pair.prediction.name == "p1.nii.gz"
+    series, label = write_case(case)
+    header = sign_header(make_header(series.grid), "0" * 64)
+    write_volume(case / "masks" / "p1.nii.gz", header, np.uint8, series.grid.to_file(label))
+    assert [job.mask.name for job in gather_jobs(case / "masks", case / "scans", None)] == ["p1.nii.gz"]
+
+
+@pytest.mark.parametrize("more", [[], ["p2_mask.nii.gz"]])
+def test_a_scan_of_another_format_beside_its_object_is_no_mask(more, case):
+    """The scan, as NIfTI, and its SEG have one name."""
+    series, label = write_case(case)
+    write_objects(case, "seg")
+    folder = case / "export"
+    folder.mkdir()
+    shutil.copy(case / "objects" / "1.2.9.0.dcm", folder / "p1.seg.dcm")
+    hu = np.random.default_rng(1).integers(-900, 900, label.shape, dtype=np.int16)
+    write_volume(folder / "p1.nii.gz", make_header(series.grid), np.int16, series.grid.to_file(hu))
+    for name in more:
+        shutil.copy(case / "masks" / "p1.nii.gz", folder / name)
+    jobs = gather_jobs(folder, folder, None)
+    assert sorted(job.mask.name for job in jobs) == ["p1.seg.dcm", *more]
+    assert {job.mask.name: job.image for job in jobs}["p1.seg.dcm"] == folder / "p1.nii.gz"
+    (pair,) = pair_up(folder, case / "masks").pairs
+    assert pair.prediction.name == "p1.seg.dcm"
+    result = run_command("evaluate", folder, case / "masks", "--out", case / "scores", *LABELS)
+    assert result.exit_code == 0, result.output
+    assert read_json(case / "scores" / "evaluation.json")["by_case"][0]["dice_tumor"] == 1
+    (reference,) = (pair.reference for pair in pair_up(case / "masks", folder).pairs)
+    assert (reference.mask.path.name, reference.mask.image) == ("p1.seg.dcm", folder / "p1.nii.gz")
+
+
+def test_masks_of_infer_beside_an_object_of_another_case_stay_references(case):
+    write_objects(case, "seg")
+    shutil.copy(case / "objects" / "1.2.9.0.dcm", case / "masks" / "p9.dcm")
+    write_report(case / "masks" / "p1.json")
+    names = {pair.reference.mask.path.name for pair in pair_up(case / "masks", case / "masks").pairs}
+    assert names == {"p1.nii.gz", "p9.dcm"}
 
 
 def test_a_series_of_label_values_is_a_mask(case):

@@ -1,8 +1,12 @@
 """LUNA16's rules, and curves, each by hand."""
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from slicemill.cli import commands
 from slicemill.common.errors import InputError, UsageError
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.request import IngestRequest
@@ -11,7 +15,7 @@ from slicemill.measure.evaluation.froc import NoFindings, ScanHits, analyze_free
 from slicemill.measure.evaluation.luna16 import find_hits, keep_most_probable
 from slicemill.measure.evaluation.luna16 import score_points as score_findings
 from slicemill.store.writer import prepare_store
-from tests.ingest.luna import CENTERS, UID, make_collection, place
+from tests.ingest.luna import CENTERS, HEADER, UID, make_collection, make_scan, place, write_table
 
 NONE = np.empty((0, 4))
 
@@ -71,6 +75,14 @@ def test_the_curve_the_cpm_and_both_read_offs_are_those_drawn_by_hand():
     assert low < response.cpm < high
 
 
+def test_bootstrap_samples_without_a_finding_are_left_out_and_counted():
+    found = analyze_free_response([ScanHits(found=(0.9,)), *[ScanHits()] * 9])
+    assert (found.cpm, found.cpm_interval, found.cpm_of_mean_curve) == (1, (1, 1), 1)
+    assert 1 - 0.9**10 - 0.06 < found.resamples / 1000 < 1 - 0.9**10 + 0.06
+    assert found.band.low.min() == 1
+    assert analyze_free_response([ScanHits(found=(0.9,))] * 10).resamples == 1000
+
+
 def test_without_findings_there_is_no_sensitivity():
     assert analyze_free_response([ScanHits(false=(0.5,))]) == NoFindings(scans=1)
 
@@ -87,6 +99,42 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
     (tmp_path / "truth.csv").write_text("seriesuid,coordX,coordY,coordZ\na,0,0,0\n")
     with pytest.raises(InputError, match="has no column diameter_mm"):
         score_points(tmp_path / "out.csv", tmp_path / "truth.csv", tmp_path / "scans.csv")
+
+
+def test_findings_that_are_not_scored_are_counted_and_told(tmp_path):
+    truth = write_rows(
+        tmp_path / "truth.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", "s1,0,0,0,9", "S3,0,0,0,9", "S3,9,0,0,9"
+    )
+    found = write_rows(tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", "s1,1,1,1,0.9")
+    scans = write_rows(tmp_path / "scans.csv", "s1", "s3")
+    code, text = froc_command(found, truth, "--scans", scans, "--out", tmp_path)
+    assert (code, "not counted: 2 findings in 1 unlisted scan, the first S3" in text) == (0, True), text
+    written = json.loads((tmp_path / "froc.json").read_text())
+    assert (written["findings"], written["findings_of_unlisted_scans"]) == (1, 2)
+    scans.write_text("s1\nS3\n")
+    assert "not counted" not in froc_command(found, truth, "--scans", scans)[1]
+
+
+def test_rows_that_a_store_left_out_and_cases_that_are_not_scored_are_told(tmp_path):
+    table = make_collection(tmp_path / "luna")
+    with table.open("a") as file:
+        file.write(f"{UID.format(1)},900,900,900,9\n{UID.format(2)},900,900,900,9\n")
+    one = IngestRequest(source=tmp_path / "luna", points=table)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    found = write_rows(tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", f"{UID.format(1)},0,0,0,0.5")
+    code, text = froc_command(found, store)
+    assert (code, "2 rows of the table of nodules left out" in text) == (0, True), text
+    assert "not counted" not in text
+    text = froc_command(found, store, "--scans", write_rows(tmp_path / "scans", UID.format(1)))[1]
+    assert "1 row of the table of nodules left out" in text
+    assert f"not counted: 1 finding in 1 unlisted scan, the first {UID.format(2)}" in text
+
+
+def froc_command(*arguments):
+    result = CliRunner().invoke(commands(), ["froc", *map(str, arguments)])
+    return result.exit_code, " ".join(f"{result.output} {result.exception or ''}".split())
 
 
 def test_names_and_tables_that_cannot_be_read_as_they_stand_are_refused(tmp_path):
@@ -144,6 +192,18 @@ def test_each_diameter_band_has_a_curve_in_which_other_findings_count_as_nothing
     assert (solid.findings, glass.findings, glass.cpm) == (2, 1, 0)
 
 
+def test_a_column_of_many_values_is_refused_as_groups(banded):
+    truth = banded / "truth.csv"
+    asked = FindingFiles(annotations=truth, scans=banded / "scans.csv", group="solidity")
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm,solidity"
+    for count in (20, 21):
+        write_rows(truth, header, *(f"a,{n},0,0,5,{n / 7}" for n in range(count)))
+        if count == 20:
+            assert len(set(read_findings(asked).groups["a"])) == 20
+    with pytest.raises(UsageError, match="--by solidity: the column has 21 values"):
+        read_findings(asked)
+
+
 def test_intervals_over_patients_draw_all_scans_of_a_patient_together(banded):
     files = banded / "out.csv", banded / "truth.csv", banded / "scans.csv"
     found = score_points(*files, patients=banded / "patients.csv")
@@ -195,3 +255,54 @@ def test_a_store_has_its_findings_scans_and_patients(tmp_path):
         score_points(tmp_path / "out.csv", store, group="texture")
     with pytest.raises(UsageError, match="--scans"):
         score_points(tmp_path / "out.csv", tmp_path / "luna" / "annotations.csv")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A store of p1/ct.mha and p2/ct.mha, with a nodule at another place in each, and candidates of it by any name."""
+    for patient, number in (("p1", 1), ("p2", 2)):
+        make_scan(tmp_path / "in" / patient / "ct.mha", [CENTERS[number]])
+    rows = [(f"p{number}/ct", *place(center), size) for number, (center, size) in CENTERS.items()]
+    table = write_table(tmp_path / "annotations.csv", HEADER, rows)
+    one = IngestRequest(source=tmp_path / "in", points=table)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    return store
+
+
+def write_found(folder, *names):
+    """Write a candidate in the nodule of p1/ct.mha for each name."""
+    cells = ",".join(map(str, place(CENTERS[1][0])))
+    return write_rows(
+        folder / "out.csv", "seriesuid,coordX,coordY,coordZ,probability", *(f"{n},{cells},0.9" for n in names)
+    )
+
+
+@pytest.mark.parametrize("name", ["p1/ct", "p1"])
+def test_a_scan_of_a_store_is_known_by_its_case_id_and_its_path(folders, tmp_path, name):
+    found = score_points(write_found(tmp_path, name), folders)
+    assert (found.unlisted_candidates, found.response.findings) == (0, 2)
+    assert found.response.curve.sensitivity.tolist() == [0, 0.5]
+    listed = score_points(write_found(tmp_path, name), folders, write_rows(tmp_path / "scans", name))
+    assert (listed.response.scans, listed.response.curve.sensitivity.tolist()) == (1, [0, 1])
+    other = score_points(write_found(tmp_path, name), folders, write_rows(tmp_path / "scans", "p2/ct"))
+    assert (other.unlisted_candidates, other.response.cpm) == (1, 0)
+
+
+def test_a_name_of_two_scans_of_a_store_is_refused_in_candidates_and_in_the_list(folders, tmp_path):
+    message = r"{}: the name ct is that of 2 scans of the store, p1, p2; use the case id"
+    with pytest.raises(InputError, match=message.format("out.csv")):
+        score_points(write_found(tmp_path, "ct"), folders)
+    with pytest.raises(InputError, match=message.format("out.csv")):  # of a scan that is perhaps not listed
+        score_points(write_found(tmp_path, "ct"), folders, write_rows(tmp_path / "scans", "p1"))
+    with pytest.raises(InputError, match=message.format("scans")):
+        score_points(write_found(tmp_path, "p1"), folders, write_rows(tmp_path / "scans", "ct"))
+
+
+def test_two_names_of_one_scan_are_refused_in_candidates_and_in_the_list(folders, tmp_path):
+    message = "{}: p1 and p1/ct are both the scan p1"
+    with pytest.raises(InputError, match=message.format("out.csv")):
+        score_points(write_found(tmp_path, "p1", "p1/ct"), folders)
+    with pytest.raises(InputError, match=message.format("scans")):
+        score_points(write_found(tmp_path, "p1"), folders, write_rows(tmp_path / "scans", "p1", "p1/ct"))

@@ -23,8 +23,8 @@ from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import points_sha256
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
-from slicemill.train.crops.folder import CROPS, check_base_split, choose_crop_split, find_samples
-from slicemill.train.crops.loop import train_crops
+from slicemill.train.crops.folder import CROPS, CropData, check_base_split, choose_crop_split, find_samples
+from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import CropNetwork
 from slicemill.train.crops.samples import (
@@ -34,6 +34,7 @@ from slicemill.train.crops.samples import (
     find_malignancy_samples,
     find_nodule_samples,
     has_ratings,
+    join_samples,
     keep_negatives,
 )
 from slicemill.train.crops.settings import CropConfig
@@ -93,7 +94,26 @@ def test_samples_follow_from_points_and_candidates():
         ("candidates, line 3", "class 0, but inside a nodule"),
         ("candidates, line 4", "class 1, but in no nodule"),
         ("candidates, line 5", "inside an excluded finding"),
+        ("candidates, line 7", "within 2 mm of another candidate"),
     }
+
+
+def test_every_candidate_is_a_sample_or_a_nodule_or_left_out_once():
+    rng = np.random.default_rng(3)
+    places = rng.uniform(-20, 20, (400, 3)) * (1, 0.2, 0.2)
+    table = np.column_stack([places, rng.random(400) < 0.3, np.arange(2, 402)])
+    case = FakeCase([nodule(1, (0.0, 0, 0)), nodule(2, (9.0, 0, 0), kind="excluded")], table)
+    samples = find_nodule_samples(case)
+    inside = np.linalg.norm(places, axis=1) < 5
+    lines = [one.what for one in samples.left_out]
+    assert len(lines) == len(set(lines))
+    assert len(samples.of(positive=False)) + len(lines) == 400 - (inside & (table[:, 3] == 1)).sum()
+    assert len({one.reason for one in samples.left_out}) == 4
+
+
+def test_a_negative_beside_an_excluded_finding_is_a_sample():
+    case = FakeCase([nodule(1, (0.0, 0, 0), kind="excluded")], [(4.5, 0, 0, 0, 2), (5.5, 0, 0, 0, 3)])
+    assert [one.xyz_mm[0] for one in find_nodule_samples(case).used] == [5.5]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +161,29 @@ def test_an_epoch_is_balanced_by_class_and_by_diameter():
 def test_only_some_negatives_are_kept():
     samples = [Sample(case_id=str(i), xyz_mm=(0, 0, 0), positive=i % 10 == 0) for i in range(100)]
     kept = keep_negatives(Samples(used=tuple(samples)), 3, np.random.default_rng(0))
-    assert (len(kept.of(positive=True)), len(kept.of(positive=False))) == (10, 30)
+    assert (len(kept.of(positive=True)), len(kept.of(positive=False)), kept.surplus) == (10, 30, 60)
+    assert join_samples([kept, kept]).surplus == 120
     assert [int(one.case_id) for one in kept.used] == sorted(int(one.case_id) for one in kept.used)
+
+
+def test_the_log_counts_the_negatives_that_are_not_used():
+    drawn = keep_negatives(
+        Samples(used=tuple(Sample(case_id="a", xyz_mm=(0, 0, 0), positive=i == 0) for i in range(9))),
+        3,
+        np.random.default_rng(0),
+    )
+    training = CropTraining(
+        config=dataclasses.replace(QUICK, negatives=3),
+        malignancy=False,
+        data=CropData(train=drawn, validation=dataclasses.replace(drawn, surplus=0), crops=np.zeros(0, np.int16)),
+        network=CropNetwork(),
+        optimizer=None,
+        device=torch.device("cpu"),
+        sizes=np.zeros(0),
+    )
+    train, validation, _ = describe_start(training, CropState())
+    assert train == "train: 1 nodules, 3 others; 0 left out (left_out.csv); 5 of the others not used (negatives = 3)"
+    assert validation == "validation: 1 nodules, 3 others; 0 left out (left_out.csv)"
 
 
 def test_augmentation_without_a_change_is_one_of_48_symmetries_of_what_inference_sees():

@@ -173,7 +173,7 @@ def draw_picture(path, mode="L", **options):
 def test_a_picture_is_answered_in_percent_and_called_less_reliable(page, tmp_path, name, mode):
     state = page.finish(draw_picture(tmp_path / name, mode, quality=95), picture=PICTURE)
     assert state["answer"]["headline"] == "Tumor found: 1 area"
-    assert state["answer"]["details"][0].startswith("Together 5.2 % of the picture")
+    assert state["answer"]["details"][0].startswith("Together 5.2 % of the frame")
     warnings = page.client.get(f"/api/cases/{state['id']}/progress").json()["warnings"]
     assert any("less reliable" in warning for warning in warnings)
     assert any("pixel size is unknown" in warning for warning in warnings)

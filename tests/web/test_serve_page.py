@@ -5,15 +5,19 @@ import contextlib
 import json
 import time
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from slicemill.web.page_files import read_page_files
+from slicemill.web.serve.pictures import convert_picture
+from slicemill.web.serve.records import LIMITS, PictureRequest
 from tests.infer.networks import write_model, write_threshold
 from tests.web.browser import Shown
 from tests.web.jobs import TUMORS, make_hu, serving_jobs, write_nifti
 from tests.web.test_page import AXE
 from tests.web.test_serve_inputs import draw_picture, write_dicom, write_itk, zipped
+from tests.web.test_serve_pictures import write_turned
 
 RULES = "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})"
 
@@ -93,6 +97,7 @@ def shown(browser, served):
 
 @pytest.mark.parametrize("kind", ["nii.gz", "mha", "nrrd", "mhd", "nhdr", "zip"])
 def test_what_is_dropped_is_answered(shown, tmp_path, kind):
+    assert "3000 slices and 1500 million voxels" in shown.text("#accepts")
     if kind == "nii.gz":
         write_nifti(tmp_path / "ct.nii.gz")
     elif kind == "zip":
@@ -119,6 +124,28 @@ def test_a_folder_of_dicom_files_is_answered_and_its_results_can_be_downloaded(s
     assert download.value.path().read_bytes()[128:132] == b"DICM"
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_frame_of_a_turned_photograph_is_drawn_on_what_is_segmented(shown, tmp_path, orientation):
+    path = write_turned(tmp_path / "slice.jpg", orientation)
+    shown.choose(path)
+    shown.wait("!document.querySelector('#picture').hidden")
+    gray = np.asarray(
+        shown.page.evaluate("""() => {
+          const canvas = document.querySelector('#picture-frame');
+          const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+          return [...Array(canvas.height).keys()].map((y) =>
+            [...Array(canvas.width).keys()].map((x) => data[4 * (y * canvas.width + x)]));
+        }"""),
+        dtype=np.float32,
+    )
+    request = PictureRequest(low=0, high=255, left=0, top=0, right=gray.shape[1], bottom=gray.shape[0])
+    convert_picture(path, request, LIMITS, tmp_path / "out.nii")
+    read = np.asarray(nib.load(tmp_path / "out.nii").dataobj)[..., 0].T
+    assert read.shape == gray.shape
+    inside = (slice(2, -2), slice(2, -2))  # the border has the line of the frame
+    assert np.abs(read[inside] - gray[inside]).max() <= 4
+
+
 def test_a_picture_needs_its_window_and_is_answered_in_percent(shown, tmp_path):
     shown.choose(draw_picture(tmp_path / "slice.png"))
     shown.wait("!document.querySelector('#picture').hidden")
@@ -141,7 +168,7 @@ def test_a_picture_needs_its_window_and_is_answered_in_percent(shown, tmp_path):
     shown.page.fill("#picture-bottom", "48")
     shown.page.click("text=Segment this picture")
     assert shown.wait_until_done() == "Tumor found: 1 area"
-    assert "3.5 % of the picture" in shown.text("#details")
+    assert "3.5 % of the frame" in shown.text("#details")
     assert "less reliable" in shown.text("#warnings")
     assert "less reliable" in shown.text("#details")
     for wrong in ("#labels .number", "#parts td:nth-child(3)", "#parts-text", "[data-switch=measuring]"):

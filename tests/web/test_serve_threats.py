@@ -3,6 +3,7 @@
 `docs/guides/serve.md` lists the threats with these tests.
 """
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -29,7 +30,7 @@ from tests.infer.networks import write_threshold
 from tests.web.jobs import Dropped, dropping, make_hu, serving_jobs, write_nifti
 from tests.web.test_serve_inputs import draw_picture, write_dicom, zipped
 
-SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50)
+SMALL = replace(LIMITS, file_bytes=2_000_000, files=40, unpacked_bytes=3_000_000, slices=50, voxels=3_000_000)
 IMPATIENT = replace(SMALL, stalled_seconds=1)
 
 
@@ -275,6 +276,17 @@ def test_a_header_of_a_huge_scan_is_refused(page, tmp_path):
     assert "has 51 slices" in page.fail(tmp_path / "long.nii")
 
 
+def test_a_small_file_of_a_large_scan_is_refused_before_anything_is_written(served, page, tmp_path):
+    """What the sides allow together can fill a disk, and a file of zeros is small."""
+    path = write_nifti(tmp_path / "zeros.nii.gz", np.zeros((49, 250, 250), dtype=np.int16))
+    assert path.stat().st_size < 50_000
+    failure = page.fail(path)
+    assert "has 3,062,500 voxels; at most 3,000,000 are read" in failure
+    served.wait_until_empty()
+    limits = page.client.get("/api/server").json()["limits"]
+    assert limits["voxels"] == SMALL.voxels  # told before
+
+
 @pytest.mark.parametrize("header", ["ElementDataFile = /etc/passwd", "ElementDataFile = ../../1.raw"])
 def test_a_header_cannot_name_another_file_of_this_machine(page, tmp_path, header):
     (tmp_path / "a.mhd").write_text(
@@ -311,6 +323,68 @@ def test_a_killed_model_is_started_again(served, page, tmp_path, moment):
     state = page.wait(job)
     assert "the model stopped" in state["failure"]
     wait_for(lambda: not served.files())
+
+
+@pytest.mark.parametrize("step", ["_read", "_segment", "_write"])
+def test_an_unexpected_error_ends_the_work_with_a_sentence(served, page, tmp_path, monkeypatch, step):
+    async def fail(_):
+        raise ZeroDivisionError("/secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served.jobs, step, fail)
+        state = page.wait(page.drop(write_nifti(tmp_path / "a.nii")))
+    told = state["failure"] or state["missing"][0]
+    assert "unexpected error (ZeroDivisionError)" in told
+    assert "secret" not in told
+    assert (state["status"] == "done") == (step == "_write")
+
+
+def test_a_model_that_is_not_there_is_refused_after_the_models_are_loaded(served, page, tmp_path, monkeypatch):
+    job = page.create()
+    page.put(job, "a.nii", write_nifti(tmp_path / "a.nii").read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(served.jobs.models, "records", None)  # as while they are loaded
+        assert page.post(f"/api/jobs/{job}/start", {"model": 5}).status_code == 204
+    state = page.wait(job)
+    assert state["status"] == "failed"
+    assert "there is no such model" in state["failure"]
+
+
+def test_a_job_whose_work_failed_in_any_way_can_be_removed(tmp_path):
+    async def fail():
+        raise ZeroDivisionError
+
+    async def run():
+        kept = jobs.Jobs(models=None, folder=tmp_path)
+        job = await kept.create()
+        job.task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        await kept.end(job)
+        return kept.all(), job
+
+    left, job = asyncio.run(run())
+    assert left == []
+    assert not job.child.is_running
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_cannot_be_kept_leave_nothing_half_and_the_page_says_why(served, page, tmp_path, monkeypatch):
+    results, keep = tmp_path / "results", tmp_path / "keep"
+    results.mkdir()
+    keep.mkdir()
+    (results / "a").write_text("a")
+    assert [path.name for path in jobs.keep_results(results, keep).iterdir()] == ["a"]
+    jobs.keep_results(results, keep)
+    assert len([path for path in keep.iterdir() if not path.name.startswith(".")]) == 2
+    (results / "b").symlink_to("nowhere")  # fails when "a" may be copied already
+    with pytest.raises(OSError, match="nowhere|results") as caught:
+        jobs.keep_results(results, keep)
+    assert jobs.describe_copy_error(caught.value) == "No such file or directory"
+    assert len(list(keep.iterdir())) == 2
+    monkeypatch.setattr(served.jobs, "_keep", tmp_path / "removed")
+    state = page.finish(write_nifti(tmp_path / "a.nii"))
+    assert state["missing"] == ["A copy in the folder of --keep: No such file or directory. Download the files here."]
+    assert {"segmentation.nii.gz", "all.zip"} <= {file["name"] for file in state["files"]}
 
 
 def test_a_scan_that_is_cancelled_while_it_is_segmented_leaves_nothing(served, page, tmp_path):

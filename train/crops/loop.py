@@ -335,6 +335,8 @@ def describe_start(training: CropTraining, state: CropState) -> list[str]:
     for part, samples in (("train", data.train), ("validation", data.validation)):
         counts = f"{len(samples.of(positive=True)):,} {names[0]}, {len(samples.of(positive=False)):,} {names[1]}"
         lines.append(f"{part}: {counts}; {len(samples.left_out):,} left out (left_out.csv)")
+        if samples.surplus:
+            lines[-1] += f"; {samples.surplus:,} of the {names[1]} not used (negatives = {training.config.negatives})"
     return [*lines, f"{weights / 1e6:.2f} M weights, batch {training.config.batch}, on {training.device}"]
 
 

@@ -6,7 +6,8 @@ Per case:
 2. A candidate in a nodule's radius is that nodule: of class 1 it adds nothing, of class 0 the tables contradict each
    other. A candidate of class 1 in no nodule contradicts them, too. Contradictions are left out and listed.
 3. A candidate in the radius of an excluded finding is left out.
-4. The other candidates of class 0 are negative samples, without duplicates (`slicemill.store.point_tables`).
+4. The other candidates of class 0 are negative samples. Duplicates (`slicemill.store.point_tables`) are left out and
+   listed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import StoreError
-from slicemill.store.point_tables import NONE, compare_candidates
+from slicemill.store.point_tables import DUPLICATE_MM, NONE, compare_candidates
 from slicemill.store.reader import Case
 
 BANDS_MM = (6.0, 10.0)
@@ -57,6 +58,8 @@ class Samples:
 
     used: tuple[Sample, ...]
     left_out: tuple[LeftOutSample, ...] = ()
+    surplus: int = 0
+    """Negative samples beyond the number that is kept for each positive one; not in `left_out`."""
 
     def of(self, *, positive: bool) -> list[Sample]:
         """Return the samples of one class."""
@@ -68,6 +71,7 @@ def join_samples(parts: Sequence[Samples]) -> Samples:
     return Samples(
         used=tuple(sample for part in parts for sample in part.used),
         left_out=tuple(one for part in parts for one in part.left_out),
+        surplus=sum(part.surplus for part in parts),
     )
 
 
@@ -83,20 +87,22 @@ def find_nodule_samples(case: Case) -> Samples:
         return Samples(used=tuple(used))
     found = compare_candidates(table, points)
     is_nodule, in_excluded = table[:, 3] == 1, found.in_excluded & ~found.in_nodule
+    negative = ~is_nodule & ~found.in_nodule & ~in_excluded
+    repeats = negative & (found.duplicate_of != NONE)
     reasons = {
         "class 0, but inside a nodule": ~is_nodule & found.in_nodule,
         "class 1, but in no nodule": is_nodule & ~found.in_nodule & ~in_excluded,
         "inside an excluded finding": in_excluded,
+        f"within {DUPLICATE_MM:g} mm of another candidate": repeats,
     }
     left_out = [
         LeftOutSample(case_id=case_id, what=f"candidates, line {int(table[row, 4])}", reason=reason)
         for reason, rows in reasons.items()
         for row in np.flatnonzero(rows)
     ]
-    negative = ~is_nodule & ~found.in_nodule & ~in_excluded & (found.duplicate_of == NONE)
     used += [
         Sample(case_id=case_id, xyz_mm=(float(x), float(y), float(z)), positive=False)
-        for x, y, z in table[negative, :3]
+        for x, y, z in table[negative & ~repeats, :3]
     ]
     return Samples(used=tuple(used), left_out=tuple(left_out))
 
@@ -147,14 +153,14 @@ def find_malignancy_samples(cases: Sequence[Case], *, ratings: bool) -> Samples:
 
 
 def keep_negatives(samples: Samples, most: int, rng: np.random.Generator) -> Samples:
-    """Keep at most `most` negative samples for each positive one, at random; the order stays."""
+    """Keep at most `most` negative samples for each positive one, at random, and count the rest; the order stays."""
     negatives = [index for index, sample in enumerate(samples.used) if not sample.positive]
     limit = most * (len(samples.used) - len(negatives))
     if len(negatives) <= limit:
         return samples
     dropped = set(rng.permutation(negatives)[limit:].tolist())
     kept = tuple(sample for index, sample in enumerate(samples.used) if index not in dropped)
-    return Samples(used=kept, left_out=samples.left_out)
+    return Samples(used=kept, left_out=samples.left_out, surplus=len(dropped))
 
 
 def draw_epoch(samples: Sequence[Sample], batch: int, rng: np.random.Generator) -> npt.NDArray[np.intp]:

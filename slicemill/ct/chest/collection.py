@@ -9,10 +9,11 @@
     OUT/annotations.csv      seriesuid, coordX, coordY, coordZ, diameter_mm, kind, place, malignancy
 
 The scan of a case is written after its masks, and the table after all cases, so that what is there is complete.
-A killed run goes on with the first case that is missing.
+A killed run goes on with the first case that is missing. Fewer cases than the folder has are refused: the table would
+not list the nodules of the others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from slicemill.common.csv_cells import format_csv
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json, write_bytes, write_json
+from slicemill.common.terminal import count_noun
 from slicemill.ct.chest.nodules import Nodule
 from slicemill.ct.chest.phantom import make_chest
 from slicemill.ct.chest.plan import Plan, make_plan, make_protocol, to_file_mm
@@ -74,12 +76,13 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
     Raises
     ------
     InputError
-        The folder has a collection with other settings.
+        The folder has a collection with other settings, or more cases.
     """
     claim(folder, settings)
+    specs = [ChestSpec(seed=(settings.seed, number), size=settings.size) for number in range(cases)]
+    prepare_table(folder, [spec.name for spec in specs])
     rows: list[Annotation] = []
-    for number in range(cases):
-        spec = ChestSpec(seed=(settings.seed, number), size=settings.size)
+    for spec in specs:
         plan = make_plan(spec)
         rows += annotate(spec, plan)
         if not (folder / "scans" / f"{spec.name}.mha").exists():
@@ -107,6 +110,29 @@ def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
             f"the folder has phantoms of {_list(earlier)}; requested are {_list(wanted)}. Use another folder.",
             where=place,
         )
+
+
+def prepare_table(folder: Path, names: Collection[str]) -> None:
+    """Refuse scans that annotations.csv would not list, and remove an earlier one if some of these scans are missing.
+
+    So a run that is killed while it adds scans leaves no table that lists only some of them.
+
+    Raises
+    ------
+    InputError
+        The folder has other scans than those of these names.
+    """
+    there = {path.stem for path in (folder / "scans").glob("[!.]*.mha")}
+    others = sorted(there - set(names))
+    if others:
+        raise InputError(
+            f"has {count_noun(len(others), 'scan')} beyond the {len(names):,} requested, such as {others[0]}.mha, and "
+            "annotations.csv would not list their nodules. Pass the --cases of the earlier run or more, or use another "
+            "folder.",
+            where=folder / "scans",
+        )
+    if not there.issuperset(names):
+        (folder / "annotations.csv").unlink(missing_ok=True)
 
 
 def _list(settings: Mapping[str, object]) -> str:

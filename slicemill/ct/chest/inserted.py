@@ -15,6 +15,7 @@ from slicemill.ct.chest.collection import (
     InsertSettings,
     annotate_nodule,
     claim,
+    prepare_table,
     write_annotations,
 )
 from slicemill.ct.chest.insert import RealChest, insert_nodules
@@ -65,13 +66,14 @@ def write_inserted(folder: Path, real: RealFiles, seed: int, cases: int) -> Iter
     Raises
     ------
     InputError
-        The folder has copies with other settings, or nodules have no room in the scan.
+        The folder has copies with other settings, or more copies, or nodules have no room in the scan.
     """
     claim(folder, InsertSettings(seed=seed, scan_sha256=real.scan_sha256, lungs_sha256=real.lungs_sha256))
+    names = [f"inserted-{seed}-{number:04d}" for number in range(cases)]
+    prepare_table(folder, names)
     rows: list[Annotation] = []
     affine = real.chest.affine
-    for number in range(cases):
-        name = f"inserted-{seed}-{number:04d}"
+    for number, name in enumerate(names):
         try:
             copy = insert_nodules(real.chest, np.random.default_rng([seed, number]))
         except ScanError as error:

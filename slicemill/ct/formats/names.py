@@ -51,3 +51,14 @@ def strip_suffix(name: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def list_path_names(path: str) -> list[str]:
+    """Return what a scan may be called by its path: without suffix, with none, some or all of its folders.
+
+    >>> list_path_names("trial/p1/ct.nii.gz")
+    ['ct', 'p1/ct', 'trial/p1/ct']
+    """
+    parts = path.strip("/").split("/")
+    parts[-1] = strip_suffix(parts[-1])
+    return ["/".join(parts[start:]) for start in reversed(range(len(parts)))]

@@ -16,7 +16,8 @@ import { request } from "./api.js";
 /** @typedef {{name: string, labels: Record<string, number>, tumor: string | null, size: [number, number],
  *   context: number, spacing_mm: number | null, license: string | null, training: Record<string, any> | null,
  *   gives_probability: boolean, provider: string}} Model */
-/** @typedef {{file_bytes: number, files: number, slices: number, jobs: number, idle_minutes: number}} Limits */
+/** @typedef {{file_bytes: number, files: number, slices: number, voxels: number, jobs: number,
+ *   idle_minutes: number}} Limits */
 /** @typedef {{version: string, limits: Limits, models: Model[] | null, failure: string | null, suffixes: string[],
  *   jobs: Job[]}} Server */
 /** @typedef {{low: number, high: number, left: number, top: number, right: number, bottom: number,

@@ -60,7 +60,7 @@ export class PictureForm {
 
   /** @param {File} file */
   async show(file) {
-    this.bitmap = await createImageBitmap(file, { imageOrientation: "none" });
+    this.bitmap = await createImageBitmap(file);
     this.file = file;
     this.form.reset();
     const { width, height } = this.bitmap;

@@ -75,7 +75,8 @@ class Page {
     const { limits, jobs } = this.server;
     byId("accepts", HTMLElement).textContent =
       `DICOM (files, folder or zip), NIfTI, MetaImage, NRRD, or one picture (PNG, JPEG). At most ` +
-      `${formatBytes(limits.file_bytes)} and ${limits.slices} slices. Nothing leaves this machine.`;
+      `${formatBytes(limits.file_bytes)}, ${limits.slices} slices and ${limits.voxels / 1e6} million voxels. ` +
+      `Nothing leaves this machine.`;
     byId("kept", HTMLElement).hidden = !jobs.length;
     byId("kept-note", HTMLElement).textContent =
       `At most ${counted(limits.jobs, "scan")} at a time. A scan that nobody looks at for ${limits.idle_minutes} ` +

@@ -35,11 +35,11 @@ def make_answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
 def _answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
     found = from_document(_Report, report, "the report of the model", is_part=True)
     area_mm2 = scan.shape[1] * scan.shape[2] * scan.spacing_mm[1] * scan.spacing_mm[2]
-    picture_ml = area_mm2 * scan.spacing_mm[0] / 1000
+    frame_ml = area_mm2 * scan.spacing_mm[0] / 1000
 
     def size(ml: float) -> str:
         if not scan.has_pixel_size:
-            return f"{100 * ml / picture_ml:.1f} % of the picture"
+            return f"{100 * ml / frame_ml:.1f} % of the frame"
         if scan.is_picture:
             return f"{ml * 1000 / scan.spacing_mm[0] / 100:.2f} cm²"
         return f"{ml:.1f} ml" if ml >= 1 else f"{ml:.2f} ml"
@@ -70,9 +70,12 @@ def _describe_lesions(lesions: tuple[Lesion, ...], scan: ScanMessage) -> str:
     >>> lesions = [Fake(max_axial_diameter_mm=21.2, key_z=56), Fake(max_axial_diameter_mm=4.0, key_z=3)]
     >>> _describe_lesions(lesions, Fake(is_picture=False))
     '2, largest 21 mm (slice 57)'
+    >>> _describe_lesions(lesions[::-1], Fake(is_picture=True, has_pixel_size=True))
+    '2 areas, longest 21 mm'
     """
     if scan.is_picture:
-        size = f", longest {lesions[0].max_axial_diameter_mm:.0f} mm" if scan.has_pixel_size else ""
+        longest = max((lesion.max_axial_diameter_mm for lesion in lesions), default=0.0)
+        size = f", longest {longest:.0f} mm" if scan.has_pixel_size else ""
         return f"{len(lesions)} area{'s' * (len(lesions) != 1)}{size}"
     largest = max(lesions, key=lambda lesion: lesion.max_axial_diameter_mm)
     return f"{len(lesions)}, largest {largest.max_axial_diameter_mm:.0f} mm (slice {largest.key_z + 1})"

@@ -22,23 +22,25 @@ def unpack(folder: Path, names: Names, limits: Limits) -> None:
         An archive is damaged, encrypted, has links or absolute names, or unpacks to more than the limits allow.
     """
     used = 0
-    for archive in [file for file in names.files if is_archive_name(file.local)]:
-        used = _unpack_one(folder, archive, names, limits, used)
+    archives = [file for file in names.files if is_archive_name(file.local)]
+    for archive in archives:
+        start = f"{archive.shown}/" if len(archives) > 1 else ""  # keeps files of the same name apart
+        used = _unpack_one(folder, archive, names, limits, used, start)
         (folder / archive.local).unlink()
         names.files.remove(archive)
 
 
-def _unpack_one(folder: Path, archive: UploadedFile, names: Names, limits: Limits, used: int) -> int:
+def _unpack_one(folder: Path, archive: UploadedFile, names: Names, limits: Limits, used: int, start: str) -> int:
     path = folder / archive.local
     list_members(stat_file(path))  # refuses links, encryption, sizes and names that the readers refuse, too
     try:
         with zipfile.ZipFile(path) as opened:
             infos = [info for info in opened.infolist() if not info.is_dir()]
-            _check(infos, path, limits, used)
+            _check(infos, path, limits, used, len(names.files))
             for info in infos:
                 if is_silent(info.filename.rpartition("/")[2]) or is_archive_name(info.filename):
                     continue
-                file = names.add(info.filename)
+                file = names.add(start + info.filename)
                 used += _copy(opened, info, folder / file.local, limits.unpacked_bytes - used)
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -47,12 +49,18 @@ def _unpack_one(folder: Path, archive: UploadedFile, names: Names, limits: Limit
     return used
 
 
-def _check(infos: list[zipfile.ZipInfo], path: Path, limits: Limits, used: int) -> None:
+def _check(infos: list[zipfile.ZipInfo], path: Path, limits: Limits, used: int, files: int) -> None:
     total = used + sum(info.file_size for info in infos)
     if total > limits.unpacked_bytes:
         raise ScanError(f"unpacks to {total:,} bytes; at most {limits.unpacked_bytes:,} are read.", where=path)
     if len(infos) > min(MAX_MEMBERS, limits.files):
         raise ScanError(f"has {len(infos):,} members; at most {limits.files:,} are read.", where=path)
+    if files + len(infos) > limits.files + 1:  # the archive itself does not stay
+        raise ScanError(
+            f"with its {len(infos):,} members there are {files - 1 + len(infos):,} files; at most {limits.files:,} "
+            "are read.",
+            where=path,
+        )
     for number, info in enumerate(infos, 1):
         name = info.filename.replace("\\", "/")
         if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +44,10 @@ SWEEP_SECONDS = 5.0
 ID_BITS = 52
 """Random bits of a job's number: as many as a number of JavaScript holds. The cookie is what protects a job."""
 NO_THRESHOLD = "This model gives no probabilities of tumor, so its threshold cannot be changed."
+NOT_KEPT = "A copy in the folder of --keep: {reason}. Download the files here."
+UNEXPECTED = (
+    "an unexpected error ({kind}) in slicemill ended the work on this scan. Try again, and report it if it stays."
+)
 
 
 class BusyError(Exception):
@@ -160,7 +166,7 @@ class Jobs:
         job.is_ended = True
         if job.task is not None and job.task is not asyncio.current_task():
             job.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # what failed must not keep the files
                 await job.task
         if job.child is not None:
             await job.child.kill()
@@ -179,6 +185,8 @@ class Jobs:
             await self._write(job)
         except (InputError, OSError) as error:
             await self._fail(job, _explain(error))
+        except Exception as error:  # noqa: BLE001 (a job never stays in a step that nobody works on)
+            await self._fail(job, UNEXPECTED.format(kind=type(error).__name__))
 
     async def _read(self, job: Job) -> None:
         child = _child_of(job)
@@ -211,12 +219,21 @@ class Jobs:
 
     def _open_case(self, job: Job) -> None:
         """Let the page look at a job, once its header and the model's labels are known."""
-        if job.volumes is None or job.case is not None or self.models.records is None or job.failure:
+        models = self.models.records
+        if job.volumes is None or job.case is not None or models is None or job.failure:
             return
-        model = self.models.records[job.request.model]
+        if job.request.model >= len(models):
+            return  # `_begin` refuses it in its turn
+        model = models[job.request.model]
         job.case = OpenCase(job.volumes.as_case(model))
         job.threshold_note = "" if model.gives_probability else NO_THRESHOLD
         job.change()
+
+    def _begin(self, job: Job) -> None:
+        """Note that a job is segmented; only now it is certain that the models are loaded."""
+        if job.request.model >= len(self.models.records or ()):
+            raise InputError("there is no such model. Reload the page and choose one of its list.")
+        job.set_status("segmenting")
 
     async def _segment(self, job: Job) -> None:
         scan, volumes = job.scan, job.volumes
@@ -236,7 +253,7 @@ class Jobs:
             shape=scan.shape,
             warnings=job.warnings,
         )
-        done = await self.models.segment(order, lambda: job.set_status("segmenting"), advance)
+        done = await self.models.segment(order, lambda: self._begin(job), advance)
         self._open_case(job)
         job.share = 1.0
         job.answer = make_answer(done.report, scan)
@@ -259,7 +276,10 @@ class Jobs:
         await child.kill()
         await asyncio.to_thread(remove, job.folder / INPUT)
         if self._keep is not None:
-            await asyncio.to_thread(keep_results, job.folder / RESULTS, self._keep)
+            try:
+                await asyncio.to_thread(keep_results, job.folder / RESULTS, self._keep)
+            except OSError as error:
+                job.missing += (NOT_KEPT.format(reason=describe_copy_error(error)),)
         job.touch()
         job.set_status("done")
 
@@ -283,14 +303,42 @@ class Jobs:
 
 
 def keep_results(results: Path, keep: Path) -> Path:
-    """Copy the results of a job into a new folder of `keep`, named by the time, and return it."""
-    start = time.strftime("%Y-%m-%d-%H%M%S")
-    for number in range(1, 1000):
-        target = keep / (start if number == 1 else f"{start}-{number}")
-        with contextlib.suppress(FileExistsError):
-            shutil.copytree(results, target)
-            return target
-    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(keep))
+    """Copy the results of a job into a new folder of `keep`, named by the time, and return it.
+
+    They are copied under a hidden name first: a folder without a dot is complete.
+
+    Raises
+    ------
+    OSError
+        They cannot be copied; nothing of them stays in `keep`.
+    """
+    hidden = Path(tempfile.mkdtemp(prefix=".slicemill-", dir=keep))
+    try:
+        shutil.copytree(results, hidden, dirs_exist_ok=True)
+        start = time.strftime("%Y-%m-%d-%H%M%S")
+        for number in range(1, 1000):
+            target = keep / (start if number == 1 else f"{start}-{number}")
+            try:
+                return hidden.rename(target)  # replaces an empty folder only
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(keep))
+    except BaseException:
+        remove(hidden)
+        raise
+
+
+def describe_copy_error(error: OSError) -> str:
+    """Return why files could not be copied, without a path of this machine.
+
+    >>> describe_copy_error(shutil.Error([("/a/b", "/c/b", "[Errno 28] No space left on device: '/c/b'")]))
+    'No space left on device'
+    """
+    if not isinstance(error, shutil.Error):
+        return error.strerror or type(error).__name__
+    reasons = [re.match(r"\[Errno (\d+)\]", str(one[-1])) for one in error.args[0] if isinstance(one, tuple)]
+    return next((os.strerror(int(found[1])) for found in reasons if found), "a file could not be copied")
 
 
 def _child_of(job: Job) -> Child:

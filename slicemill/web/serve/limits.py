@@ -5,8 +5,8 @@ import resource
 
 GIB = 1 << 30
 CPU_SECONDS = 1800
-MOST_FILE_BYTES = 64 * GIB
-"""Largest file that it writes: int16 of 3000 slices of 2048 x 2048 pixels, and some more."""
+MOST_FILE_BYTES = 16 * GIB
+"""Largest file that it writes: 8 bytes for each of the most voxels of a scan, and some more."""
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """Environment of the process: each thread of these libraries takes address space."""
 

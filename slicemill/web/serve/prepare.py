@@ -1,6 +1,8 @@
 """Uploaded files to scans: archives are unpacked, headers find their data again, and scans are found."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from slicemill.common.errors import InputError, ScanError
 from slicemill.common.failures import explain_failure
 from slicemill.ct.formats.dicom.discover import FoundSeries, find_dicom
 from slicemill.ct.formats.dicom.series import Refused
-from slicemill.ct.formats.names import DETACHED_SUFFIXES
+from slicemill.ct.formats.names import METAIMAGE_SUFFIXES, NRRD_SUFFIXES
+from slicemill.ct.formats.open import list_data_files
+from slicemill.ct.formats.text_header import shorten
 from slicemill.ct.naming import find_files, find_unread_scans
 from slicemill.ct.scan import ScanReader
 from slicemill.infer.inputs.pictures import is_picture
@@ -19,6 +23,11 @@ from slicemill.web.serve.uploads import Names
 
 MAX_HEADER_BYTES = 1 << 20
 DATA_FIELD = re.compile(rb"^(ElementDataFile\s*=\s*|data ?file:\s*)(.+?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+HEADER_SUFFIXES = (*METAIMAGE_SUFFIXES, *NRRD_SUFFIXES)
+"""Suffixes of headers that may name another file; local names have small letters."""
+PAIR_SUFFIX = ".hdr"
+PAIR_SUFFIXES = (PAIR_SUFFIX, ".img", ".img.gz")
+TWICE = "there are two files {name} in one folder, so that headers and data cannot be matched. Choose one scan alone."
 PICTURE = "picture.nii"
 SHOWN_REASONS = 3
 
@@ -56,11 +65,12 @@ def prepare(folder: Path, order: PrepareOrder, shown: Names) -> Prepared:
     if any(is_picture(file.local) for file in shown.files):
         return Prepared(candidates=(_prepare_picture(folder, order),), files=tuple(shown.files))
     unpack(inputs, shown, order.limits)
-    for file in shown.files:
-        if file.local.endswith(DETACHED_SUFFIXES):
-            attach_data(inputs / file.local, shown.files)
+    refused = _refuse_loose_headers(inputs, shown.files)
     names = {file.local: file.shown for file in shown.files}
-    candidates = [_describe_file(path, names) for path in find_files(inputs)]
+    candidates = [_describe_file(path, names) for path in find_files(inputs) if path.name not in refused]
+    for local, reason in refused.items():
+        choice = Choice(name=names[local], detail="", refused=reason)
+        candidates.append(Candidate(path=inputs / local, choice=choice))
     dicom = find_dicom(inputs)
     candidates += [_describe_series(one) for one in dicom.series]
     if not any(candidate.choice.refused is None for candidate in candidates):
@@ -82,19 +92,73 @@ def _prepare_picture(folder: Path, order: PrepareOrder) -> Candidate:
     return Candidate(path=folder / PICTURE, choice=choice, is_picture=True)
 
 
-def attach_data(header: Path, files: list[UploadedFile]) -> None:
-    """Write the local name of the data into a header that names them as they were called before the upload.
+def attach_data(header: Path, shown: str, files: Sequence[UploadedFile]) -> str | None:
+    """Write the local name of the data into a header, and return why this scan cannot be read, or None.
 
-    A name that was not uploaded is left as it is: the reader then says that this file is missing.
+    A header names its data as they were called before the upload, in its own folder. What it names afterwards must be
+    what was attached: local names are numbers, which a header from outside may name, too.
     """
-    if header.stat().st_size > MAX_HEADER_BYTES:
-        return
-    local = {file.shown.replace("\\", "/").rpartition("/")[2].encode(): file.local.encode() for file in files}
+    folder = _folder_of(shown)
+    beside = Counter(_base_of(file.shown) for file in files if _folder_of(file.shown) == folder)
+    local = {_base_of(file.shown).encode(): file.local for file in files if _folder_of(file.shown) == folder}
+    attached: dict[str, str] = {}
 
     def rename(found: re.Match[bytes]) -> bytes:
-        return found[1] + local.get(found[2], found[2])
+        name = found[2].removeprefix(b"./")
+        if name not in local:
+            return found[0]
+        attached[local[name]] = name.decode()
+        return found[1] + local[name].encode()
 
-    header.write_bytes(DATA_FIELD.sub(rename, header.read_bytes()))
+    if header.stat().st_size <= MAX_HEADER_BYTES:
+        header.write_bytes(DATA_FIELD.sub(rename, header.read_bytes()))
+    try:
+        named = [path.name for path in list_data_files(header)]
+    except (InputError, OSError):
+        return None  # the reader refuses it for the same reason
+    for name in named:
+        if name in attached:
+            continue
+        if name in beside:
+            return "names its data files in a list or by a pattern, which is not read here. Use `slicemill infer`."
+        return f"its data file {shorten(name)} is not among the files of its folder. Choose it, too."
+    twice = [name for name in (_base_of(shown), *(attached[one] for one in named)) if beside[name] > 1]
+    return TWICE.format(name=twice[0]) if named and twice else None
+
+
+def check_pair(shown: str, files: Sequence[UploadedFile]) -> str | None:
+    """Return why the header of a pair of NIfTI files cannot be told apart from others, or None."""
+    names = Counter(_to_posix(file.shown) for file in files)
+    stem = _to_posix(shown)[: -len(PAIR_SUFFIX)]
+    pair = (name for name in names if name[: len(stem)] == stem and name[len(stem) :].lower() in PAIR_SUFFIXES)
+    twice = [name for name in pair if names[name] > 1]
+    return TWICE.format(name=_base_of(twice[0])) if twice else None
+
+
+def _refuse_loose_headers(inputs: Path, files: Sequence[UploadedFile]) -> dict[str, str]:
+    """Attach data to all headers; return the local names of those that cannot be read, with reasons."""
+    refused = {}
+    for file in files:
+        reason = None
+        if file.local.endswith(HEADER_SUFFIXES):
+            reason = attach_data(inputs / file.local, file.shown, files)
+        elif file.local.endswith(PAIR_SUFFIX):
+            reason = check_pair(file.shown, files)
+        if reason is not None:
+            refused[file.local] = reason
+    return refused
+
+
+def _to_posix(shown: str) -> str:
+    return shown.replace("\\", "/")
+
+
+def _folder_of(shown: str) -> str:
+    return _to_posix(shown).rpartition("/")[0]
+
+
+def _base_of(shown: str) -> str:
+    return _to_posix(shown).rpartition("/")[2]
 
 
 def _describe_file(path: Path, names: dict[str, str]) -> Candidate:

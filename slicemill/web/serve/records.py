@@ -20,6 +20,8 @@ class Limits:
     slices: int = 3000
     side: int = 4096
     """Pixels along a side of a slice."""
+    voxels: int = 1_500_000_000
+    """Voxels of a scan, of which the folder holds 4 bytes each: 6 GB."""
     picture_pixels: int = 40_000_000
     jobs: int = 4
     """Scans that are kept."""

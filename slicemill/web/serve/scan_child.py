@@ -78,6 +78,11 @@ def _read(folder: Path, chosen: Candidate, limits: Limits, channel: Channel, *, 
                 f"{limits.side:,} are read here. Use `slicemill infer`.",
                 where=chosen.choice.name,
             )
+        if nz * ny * nx > limits.voxels:
+            raise ScanError(
+                f"has {nz * ny * nx:,} voxels; at most {limits.voxels:,} are read here. Use `slicemill infer`.",
+                where=chosen.choice.name,
+            )
         warnings += reader.warnings
         channel.send(
             ScanMessage(

@@ -21,6 +21,7 @@ SUFFIXES = (
 """Suffixes that are kept. Any other file is tried as DICOM, which is known by its content."""
 BUFFER_BYTES = 1 << 20
 MAX_NAME = 300
+"""Characters of a name that are kept: its last ones, which have the suffix."""
 
 
 class TooLargeError(Exception):
@@ -53,12 +54,13 @@ class Names:
         >>> [names.add(name).local for name in ("a/ct.mhd", "a/ct.raw", "../../x.nii.gz", "IM-1", "a/ct.raw")]
         ['1.mhd', '1.raw', '2.nii.gz', '3', '4.raw']
         """
+        name = name[-MAX_NAME:]
         key = _split(name)
         if key in self._known or key.stem not in self._numbers:
             self._last += 1
             self._numbers[key.stem] = self._last
         self._known.add(key)
-        file = UploadedFile(local=f"{self._numbers[key.stem]}{key.suffix}", shown=name[:MAX_NAME])
+        file = UploadedFile(local=f"{self._numbers[key.stem]}{key.suffix}", shown=name)
         self.files.append(file)
         return file
 

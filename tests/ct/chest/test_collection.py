@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,43 @@ def test_a_folder_keeps_to_its_settings(tmp_path, other):
     collection.claim(tmp_path, SMALL)
     with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 1"):
         next(write_chests(tmp_path, other, 1))
+
+
+@pytest.mark.slow
+def test_fewer_cases_than_there_are_keep_the_table(chests):
+    before = (chests / "annotations.csv").read_bytes()
+    scans = len(list((chests / "scans").iterdir()))
+    arguments = ["phantom", str(chests), "--lungs", "--cases", "1", "--seed", "100", "--size", "128"]
+    done = CliRunner().invoke(commands(), arguments)
+    assert done.exit_code == 1
+    shown = " ".join((done.output + done.stderr).split())
+    assert f"{scans - 1} scan" in shown
+    assert "beyond the 1 requested, such as chest-100-0001.mha" in shown
+    assert (chests / "annotations.csv").read_bytes() == before
+    assert len(list((chests / "scans").iterdir())) == scans
+
+
+@pytest.mark.parametrize("name", ["chest-100-0002.mha", "of-my-own.mha"])
+def test_a_scan_that_the_table_would_not_list_is_refused_before_a_case_is_made(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(collection, "write_chest", lambda *_: pytest.fail("wrote a case"))
+    collection.claim(tmp_path, SMALL)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / name).touch()
+    with pytest.raises(InputError, match=rf"scans: has 1 scan beyond the 2 requested, such as {name}"):
+        next(write_chests(tmp_path, SMALL, 2))
+    assert not (tmp_path / "annotations.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_while_it_adds_scans_leaves_no_table_of_some(chests, tmp_path):
+    shutil.copytree(chests, tmp_path, dirs_exist_ok=True)
+    scans = len(list((tmp_path / "scans").iterdir()))
+    run = write_chests(tmp_path, SMALL, scans + 1)
+    next(run)
+    run.close()
+    assert not (tmp_path / "annotations.csv").exists()
+    list(write_chests(tmp_path, SMALL, scans))
+    assert (tmp_path / "annotations.csv").read_bytes() == (chests / "annotations.csv").read_bytes()
 
 
 @pytest.mark.slow

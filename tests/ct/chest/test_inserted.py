@@ -161,3 +161,14 @@ def test_options_that_do_not_fit_are_refused(tmp_path, arguments, message):
     done = CliRunner().invoke(commands(), ["phantom", str(tmp_path / "out"), *arguments])
     assert done.exit_code == 2
     assert message in " ".join((done.output + done.stderr).replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_fewer_copies_than_there_are_keep_the_table(files, tmp_path):
+    real = read_real_chest(files / "anna.mha", files / "mask.mha")
+    list(write_inserted(tmp_path, real, 3, 2))
+    before = (tmp_path / "annotations.csv").read_bytes()
+    with pytest.raises(InputError, match=r"has 1 scan beyond the 1 requested, such as inserted-3-0001.mha"):
+        next(write_inserted(tmp_path, real, 3, 1))
+    assert (tmp_path / "annotations.csv").read_bytes() == before
+    assert len(list(write_inserted(tmp_path, real, 3, 2))) == 2

@@ -64,7 +64,7 @@ def list_members(file: DicomFile) -> list[DicomFile]:
         raise ScanError("archives in an object store are not read; unpack it.", where=path)
     try:
         with OpenFile(file):  # a regular file that has not changed
-            infos = open_archive(path, file.mtime_ns).infolist()
+            infos = open_archive(path, file.mtime_ns, file.ctime_ns).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
         if isinstance(error, ScanError):
             raise
@@ -73,7 +73,7 @@ def list_members(file: DicomFile) -> list[DicomFile]:
         raise ScanError(f"has {len(infos):,} members; at most {MAX_MEMBERS:,} are read. Unpack it.", where=path)
     _check_members(path, infos)
     members = [
-        DicomFile(path, info.file_size, file.mtime_ns, info.filename)
+        DicomFile(path, info.file_size, file.mtime_ns, file.ctime_ns, info.filename)
         for info in infos
         if not info.is_dir() and not info.filename.lower().endswith(ARCHIVE_SUFFIX)
     ]

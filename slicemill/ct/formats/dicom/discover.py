@@ -83,7 +83,7 @@ def _list_candidates(folder: Location) -> list[Listing]:
         if listing.candidates():
             listings.append(listing)
         archives = [file for file in listing.files if is_archive_name(file.name) and is_text(file.path)]
-        listings += [Listing(folder=file.path, files=(file,), mtime_ns=None) for file in archives]
+        listings += [Listing(folder=file.path, files=(file,), times_ns=None) for file in archives]
     return listings
 
 

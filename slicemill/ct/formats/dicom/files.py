@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from slicemill.common.errors import ReadError, ScanError
 from slicemill.common.files import Location, open_regular
-from slicemill.common.remote import RemotePath
+from slicemill.common.remote import RemotePath, Status
 from slicemill.ct.formats.dicom.elements import PREAMBLE, is_dicom
 
 ARCHIVE_SUFFIX = ".zip"
@@ -26,6 +26,9 @@ class DicomFile:
     size: int
     """Bytes, uncompressed."""
     mtime_ns: int
+    ctime_ns: int
+    """Time of the last change of the file or of its attributes, which copying tools cannot set back as they do the
+    modification time; 0 in an object store."""
     member: str | None = None
     """Name of the archive's member: text for messages, and the key of its entry; it is never a path on the disk."""
 
@@ -44,7 +47,7 @@ class OpenFile:
     Raises
     ------
     ReadError
-        The file cannot be opened, or has another size or time than when it was listed.
+        The file cannot be opened, or has another size or other times than when it was listed.
     """
 
     def __init__(self, file: DicomFile) -> None:
@@ -53,11 +56,11 @@ class OpenFile:
         self._member: Any = None
         with _named(file):
             if file.member is not None:
-                self._member = open_archive(file.path, file.mtime_ns).open(file.member)
+                self._member = open_archive(file.path, file.mtime_ns, file.ctime_ns).open(file.member)
             elif isinstance(file.path, Path):
                 self._descriptor = open_regular(file.path)
                 state = os.fstat(self._descriptor)
-                if (state.st_size, state.st_mtime_ns) != (file.size, file.mtime_ns):
+                if (state.st_size, state.st_mtime_ns, state.st_ctime_ns) != (file.size, file.mtime_ns, file.ctime_ns):
                     self.close()
                     raise ReadError("changed during reading; run the same command again.", where=file)
 
@@ -136,13 +139,13 @@ def _named(file: DicomFile) -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def open_archive(path: Path, mtime_ns: int) -> zipfile.ZipFile:  # noqa: ARG001 (the time is part of the key)
+def open_archive(path: Path, mtime_ns: int, ctime_ns: int) -> zipfile.ZipFile:  # noqa: ARG001 (times: for the key)
     """Return an open zip archive; the last two stay open."""
     return zipfile.ZipFile(path)
 
 
 def stat_file(path: Location) -> DicomFile:
-    """Return a file with its current size and time.
+    """Return a file with its current size and times.
 
     Raises
     ------
@@ -153,11 +156,16 @@ def stat_file(path: Location) -> DicomFile:
         state = path.stat()
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror}.", where=path) from error
-    return DicomFile(path, state.st_size, state.st_mtime_ns)
+    return _describe(path, state)
+
+
+def _describe(path: Location, state: os.stat_result | Status) -> DicomFile:
+    ctime_ns = 0 if isinstance(state, Status) else state.st_ctime_ns
+    return DicomFile(path, state.st_size, state.st_mtime_ns, ctime_ns)
 
 
 def list_folder(folder: Location) -> list[DicomFile]:
-    """Return the files directly in a folder with size and time; hidden ones and links to folders are left out.
+    """Return the files directly in a folder with size and times; hidden ones and links to folders are left out.
 
     Raises
     ------
@@ -166,20 +174,19 @@ def list_folder(folder: Location) -> list[DicomFile]:
     """
     if isinstance(folder, RemotePath):
         return [
-            DicomFile(path, status.st_size, status.st_mtime_ns)
+            _describe(path, status)
             for path, status in folder.files()
             if path.parent == folder and not path.name.startswith(".")
         ]
-    found = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_file():
-                    state = entry.stat()
-                    found.append(DicomFile(folder / entry.name, state.st_size, state.st_mtime_ns))
+            return [
+                _describe(folder / entry.name, entry.stat())
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_file()
+            ]
     except OSError as error:
         raise ReadError(f"cannot be listed: {error.strerror}.", where=folder) from error
-    return found
 
 
 def is_dicom_file(location: Location) -> bool:

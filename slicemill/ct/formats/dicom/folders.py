@@ -3,12 +3,13 @@
 A folder may hold hundreds of series, and each of them is looked up several times in a run. An index is used again
 
 1. if a new listing of the folder has the same files, sizes and times: no header is read again;
-2. for one series of a local folder even without a new listing: if the folder's modification time is the same, no file
+2. for one series of a local folder even without a new listing: if the folder's times are the same, no file
    was added, renamed or removed; and the files of the series, and those that were no DICOM, have their sizes and times.
 
 So the time for all series of a folder grows with the number of its files, not with its square.
 """
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -38,8 +39,9 @@ class Listing:
     folder: Location
     files: tuple[DicomFile, ...]
     """In natural order."""
-    mtime_ns: int | None
-    """Modification time of the folder before it was listed; None if a later change might keep it."""
+    times_ns: tuple[int, int] | None
+    """Times of the folder before it was listed, of the last modification and change (see `DicomFile`); None if a later
+    modification might keep them."""
 
     def candidates(self) -> tuple[DicomFile, ...]:
         """Return the files that are opened to look for DICOM."""
@@ -49,13 +51,15 @@ class Listing:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Kept:
     files: tuple[DicomFile, ...]
-    mtime_ns: int | None
+    times_ns: tuple[int, int] | None
     index: FolderSeries
     by_path: Mapping[Location, Series | Refused]
 
 
 _kept: OrderedDict[Location, _Kept] = OrderedDict()
 """Folder -> its index, the one that was used last at the end."""
+_lock = threading.Lock()
+"""Held for each use of `_kept`, by any thread, but not while headers are read."""
 
 
 def read_listing(folder: Location) -> Listing:
@@ -66,21 +70,21 @@ def read_listing(folder: Location) -> Listing:
     ReadError
         The folder cannot be listed.
     """
-    mtime_ns = _settled_mtime(folder)
+    times_ns = _settled_times(folder)
     files = sorted(list_folder(folder), key=lambda file: natural_key(file.name))
-    return Listing(folder=folder, files=tuple(files), mtime_ns=mtime_ns)
+    return Listing(folder=folder, files=tuple(files), times_ns=times_ns)
 
 
-def _settled_mtime(folder: Location) -> int | None:
-    """Return the modification time of a local folder, unless it is so recent that a later change might keep it."""
+def _settled_times(folder: Location) -> tuple[int, int] | None:
+    """Return the times of a local folder, unless the last modification is so recent that a later one might keep it."""
     if not isinstance(folder, Path):
         return None
     now = time.time_ns()
     try:
-        mtime_ns = folder.stat().st_mtime_ns
+        state = folder.stat()
     except OSError:  # listing it gives the reason
         return None
-    return mtime_ns if mtime_ns + SETTLED_NS < now else None
+    return (state.st_mtime_ns, state.st_ctime_ns) if state.st_mtime_ns + SETTLED_NS < now else None
 
 
 def read_folder(folder: Location) -> FolderSeries:
@@ -107,22 +111,33 @@ def index_listing(listing: Listing, advance: Advance) -> FolderSeries:
 def _index(listing: Listing, advance: Advance) -> _Kept:
     """Return the kept index if it is that of the same files, sizes and times; else a new one, which is kept."""
     files = listing.candidates()
-    old = _kept.pop(listing.folder, None)
+    old = _find_kept(listing.folder)
     if old is not None and old.files == files:
         index, by_path = old.index, old.by_path
     else:
         index = sort_files(listing.folder, files, advance)
         by_path = dict(_iter_paths(index))
-    kept = _Kept(files=files, mtime_ns=listing.mtime_ns, index=index, by_path=by_path)
-    _kept[listing.folder] = kept
-    while len(_kept) > 1 and sum(len(one.files) for one in _kept.values()) > KEPT_FILES:
-        _kept.popitem(last=False)
+    kept = _Kept(files=files, times_ns=listing.times_ns, index=index, by_path=by_path)
+    with _lock:
+        _kept[listing.folder] = kept
+        _kept.move_to_end(listing.folder)
+        while len(_kept) > 1 and sum(len(one.files) for one in _kept.values()) > KEPT_FILES:
+            _kept.popitem(last=False)
     return kept
+
+
+def _find_kept(folder: Location) -> _Kept | None:
+    """Return the index of a folder, which becomes the one that was used last; None if there is none."""
+    with _lock:
+        if folder in _kept:
+            _kept.move_to_end(folder)
+        return _kept.get(folder)
 
 
 def forget_folders() -> None:
     """Forget the indexes of all folders, so that the next reader reads the headers again."""
-    _kept.clear()
+    with _lock:
+        _kept.clear()
 
 
 def _iter_paths(index: FolderSeries) -> Iterable[tuple[Location, Series | Refused]]:
@@ -156,11 +171,10 @@ def look_up_file(path: Location) -> FileIndex:
     ReadError
         The folder or the file cannot be read.
     """
-    known = _kept.get(path.parent)
-    if known is not None and known.mtime_ns is not None and known.mtime_ns == _settled_mtime(path.parent):
+    known = _find_kept(path.parent)
+    if known is not None and known.times_ns is not None and known.times_ns == _settled_times(path.parent):
         found = _look_up(known, path)
         if found is not None and _have_not_changed((*found.files, *known.index.unknown)):
-            _kept[path.parent] = _kept.pop(path.parent)
             return found
     kept = _read(read_listing(path.parent))
     found = _look_up(kept, path)
