@@ -21,16 +21,21 @@ class EarlierThresholds:
 def read_earlier_card(path: Path) -> CropCard | None:
     """Return the metadata of the classifier in a file, also of one of both models; None if it has none."""
     import onnx
-    from google.protobuf.message import DecodeError
 
     if not path.exists():
         return None
     try:
         content = read_bundle(path).classifier if path.suffix == BUNDLE_SUFFIX else read_file(path)
-        model = onnx.load_model_from_string(content)
-        text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "{}")
+    except InputError:  # damaged, and replaced
+        return None
+    try:
+        entries = onnx.load_model_from_string(content).metadata_props
+    except Exception:  # noqa: BLE001 - protobuf's error has no types; no model has no thresholds
+        return None
+    text = next((entry.value for entry in entries if entry.key == METADATA_KEY), "{}")
+    try:
         return decode_crop_metadata(text, str(path))
-    except (InputError, DecodeError):  # a file of another kind, whose content is replaced
+    except InputError:  # a model of another kind
         return None
 
 
