@@ -111,7 +111,7 @@ def make_surface(parts: tuple[Lesion, ...], read: ReadMask, affine_lps: Floats, 
     left = most_triangles
     surfaces = []
     for number, part in enumerate(reversed(shown)):  # what small parts do not need is left for the larger ones
-        cells = _reduce_to(_isolate(_read_cells(part, read), part), spacing, left // (len(shown) - number))
+        cells = _reduce_to(_isolate(_read_cells(part, read), part, affine_lps), spacing, left // (len(shown) - number))
         surface = _scale(_smooth_cells(cells, affine_lps), part)
         left -= len(surface.triangles)
         surfaces.append(surface)
@@ -131,11 +131,25 @@ def _read_cells(part: Lesion, read: ReadMask) -> _Cells:
     return _Cells(counts=np.concatenate(slabs), steps=(step, step, step), corner=(z0, y0, x0))
 
 
-def _isolate(cells: _Cells, part: Lesion) -> _Cells:
-    """Remove the other parts in the box of a part: it is the component with its number of voxels."""
+def _isolate(cells: _Cells, part: Lesion, affine_lps: Floats) -> _Cells:
+    """Remove the other parts in the box of a part.
+
+    The part's component reaches all sides of the box, and has all its voxels: more, if parts meet in a block. Of
+    several such components, it is the one of the nearest number of voxels, then of the nearest center.
+    """
     numbers = cc3d.connected_components(np.pad(cells.counts > 0, 1), connectivity=26)[1:-1, 1:-1, 1:-1]
     sums = np.bincount(numbers.ravel(), weights=cells.counts.ravel())
-    own = int(np.abs(sums[1:] - part.voxels).argmin()) + 1
+    sides = [set(numbers.take(end, axis).ravel().tolist()) for axis in range(3) for end in (0, -1)]
+    possible = [number for number in set.intersection(*sides) - {0} if sums[number] >= part.voxels]
+
+    def difference(number: int) -> tuple[float, float]:
+        at = np.argwhere(numbers == number)
+        center = np.average(at, axis=0, weights=cells.counts[tuple(at.T)])
+        voxel = ((center + 0.5) * cells.steps + cells.corner - 0.5)[::-1]
+        lps = affine_lps[:3, :3] @ voxel + affine_lps[:3, 3]
+        return float(sums[number] - part.voxels), float(np.linalg.norm(lps - part.centroid_lps_mm))
+
+    own = min(possible, key=difference)
     return replace(cells, counts=cells.counts * (numbers == own))
 
 

@@ -1,5 +1,7 @@
 """Surfaces: their volume is that of the mask, they are closed, and they lie where the mask does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -96,6 +98,37 @@ def test_a_part_inside_of_the_box_of_another_is_drawn_once():
     near = np.abs(surface.vertices - 9.5).max(axis=1)
     assert (near < 2).sum() == 26
     assert is_closed(surface)
+
+
+def nearest(surface, *voxels):
+    """Return the distance in mm of the nearest vertex to each voxel z, y, x of a grid of 1 mm."""
+    return [float(np.linalg.norm(surface.vertices - voxel[::-1], axis=1).min()) for voxel in voxels]
+
+
+def test_a_frame_of_as_many_voxels_as_the_block_inside_of_its_box_is_drawn():
+    mask = np.zeros((7, 17, 17), dtype=bool)
+    mask[1:4] = True
+    mask[1:4, 3:14, 3:14] = False
+    mask[:, 14:, 14:] = True
+    mask[:6, 4:13, 4:13] = mask[6, 4:10, 4:13] = True
+    assert [one.voxels for one in find_lesions(mask, np.eye(4))] == [540, 540]
+    surface = surface_of(mask, np.eye(4))
+    assert surface.volume_ml() == pytest.approx(mask.sum() / 1000, rel=0.001)
+    assert max(nearest(surface, (0, 8, 8), (2, 0, 8), (2, 8, 0))) < 2
+    assert is_closed(surface)
+
+
+@pytest.mark.parametrize("turn", [STRAIGHT, OBLIQUE])
+def test_of_two_parts_of_equal_size_and_box_each_is_drawn_once(turn):
+    mask = np.zeros((5, 9, 9), dtype=bool)
+    mask[0, 0, :] = mask[0, :, 0] = mask[:, 0, 0] = True
+    mask[4, 8, :] = mask[4, :, 8] = mask[:, 8, 8] = True
+    affine = make_affine(turn, (1, 1, 1))
+    first, second = find_lesions(mask, affine)
+    assert (first.voxels, first.bbox_zyx) == (second.voxels, second.bbox_zyx)
+    surface = surface_of(mask, affine)
+    surface = replace(surface, vertices=surface.vertices @ turn)  # back to the voxels
+    assert max(nearest(surface, (0, 0, 4), (0, 4, 0), (4, 8, 4), (4, 4, 8))) < 2
 
 
 def test_a_large_part_is_read_in_blocks_and_a_small_one_beside_it_stays(monkeypatch):
