@@ -149,3 +149,16 @@ def test_a_border_of_the_scan_closes_the_surface():
     surface = surface_of(mask, np.eye(4))
     assert surface.volume_ml() == pytest.approx(mask.sum() / 1000, rel=0.001)
     assert is_closed(surface)
+
+
+def test_a_thin_ring_is_as_large_as_its_voxels():
+    mask = np.zeros((5, 24, 24), dtype=bool)
+    mask[2, 4:20, 4:20] = True
+    mask[2, 5:19, 5:19] = False
+    surface = surface_of(mask, np.eye(4))
+    x, y, z = surface.vertices.T
+    assert x.min() >= 3.4
+    assert x.max() <= 19.6
+    assert y.min() >= 3.4
+    assert y.max() <= 19.6
+    assert surface.volume_ml() == pytest.approx(mask.sum() / 1000, rel=0.001)
