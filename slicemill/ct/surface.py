@@ -33,8 +33,8 @@ SMOOTHING = (0.5, -0.53)
 """Steps of one round of smoothing, by Taubin's rule: the second is slightly larger and goes back."""
 ROUNDS = 20
 LEAST_LEFT = 0.7
-"""Part of the volume that smoothing must leave, or the faces stay as they are: scaled back to the volume, a thin shell of
-which little is left would be far too large."""
+"""Part of the volume that smoothing must leave, or the faces stay as they are: scaled back to its volume, a thin shell
+of which little is left would be far too large."""
 CORNERS = ((0, 0), (1, 0), (1, 1), (0, 1))
 """Corners of a face along its two axes, in order around it."""
 

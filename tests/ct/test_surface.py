@@ -156,7 +156,7 @@ def test_a_thin_ring_is_as_large_as_its_voxels():
     mask[2, 4:20, 4:20] = True
     mask[2, 5:19, 5:19] = False
     surface = surface_of(mask, np.eye(4))
-    x, y, z = surface.vertices.T
+    x, y = surface.vertices.T[:2]
     assert x.min() >= 3.4
     assert x.max() <= 19.6
     assert y.min() >= 3.4
