@@ -192,6 +192,6 @@ def test_a_damaged_scan_leaves_nothing_in_the_store(tmp_path, rng):
 
 
 def test_a_segmentation_is_not_stored_as_a_scan(mask, tmp_path):
-    with pytest.raises(ScanError, match=r"image\.nii\.gz: looks like a segmentation, .* values 0, 1, 2\. .*--masks"):
+    with pytest.raises(ScanError, match=r"image\.nii\.gz: looks like a segmentation, .* values 0, 1, 2\. .*--mask"):
         convert(tmp_path, mask)
     assert not open_store(tmp_path / "store").case_ids

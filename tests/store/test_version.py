@@ -106,18 +106,22 @@ def test_a_removed_case_is_reported(versions, tmp_path):
 @pytest.mark.parametrize("document", ["image", "0", "volume-0"])
 def test_a_case_that_is_replaced_while_it_is_opened_is_reported(opened, root, versions, monkeypatch, document):
     _, replace = opened
-    real, waiting = reader.read_document, [document]
+    waiting = [document]
 
-    def interrupted(folder, *data):
-        found = real(folder, *data)
-        if folder.name in waiting:
-            waiting.clear()
-            replace()
-        return found
+    def interrupt(real):
+        def interrupted(folder, *data):
+            found = real(folder, *data)
+            if folder.name in waiting:
+                waiting.clear()
+                replace()
+            return found
+
+        return interrupted
 
     store = open_store(root)
     assert store.case_ids == ["volume-0"]
-    monkeypatch.setattr(reader, "read_document", interrupted)
+    for name in ("read_document", "read_attribute"):
+        monkeypatch.setattr(reader, name, interrupt(getattr(reader, name)))
     with pytest.raises(StoreError, match=CHANGED):
         store["volume-0"]
     assert agrees(store["volume-0"])

@@ -290,6 +290,8 @@ def test_axe_finds_no_fault_on_any_screen(browser, served, tmp_path, scheme, siz
         found = shown.page.evaluate(RULES)
         faults = [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found["violations"]]
         assert faults == []
+        wide = "[...document.querySelectorAll('*')].filter((one) => one.getBoundingClientRect().right > innerWidth)"
+        assert shown.page.evaluate(f"{wide}.map((one) => one.outerHTML.slice(0, 200))") == []
         assert shown.page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
     with showing(browser, served, scheme=scheme, width=size[0], height=size[1], bypass_csp=True) as shown:
