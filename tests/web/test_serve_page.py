@@ -20,6 +20,7 @@ from tests.web.test_serve_inputs import draw_picture, write_dicom, write_itk, zi
 from tests.web.test_serve_pictures import write_turned
 
 RULES = "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})"
+pytestmark = pytest.mark.slow
 
 
 class ShownJobs(Shown):
