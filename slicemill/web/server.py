@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from slicemill.common.errors import UsageError
+from slicemill.common.signals import SIGNALS
 from slicemill.web.guard import Guard
 
 MAX_CONNECTIONS = 64
@@ -92,7 +96,7 @@ def open_sockets(port: int = 0) -> list[socket.socket]:
 
 
 class Server(uvicorn.Server):
-    """A server that leaves signals to the command, and says when it listens."""
+    """A server that ends on stop signals before the command hears of them, and says when it listens."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -100,8 +104,32 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
-        """Leave the signals as they are: the command ends on them."""
-        yield
+        """End the server on the first stop signal, and pass the signal on to the command then.
+
+        The command's own handler raises an exception; uvicorn would take one that is raised within a request for the
+        failure of this request, and go on. Signals that are ignored stay ignored.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+        received: list[int] = []
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit  # by the second signal
+            self.should_exit = True
+            received.append(number)
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for first in received[:1]:
+            signal.raise_signal(first)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""

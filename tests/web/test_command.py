@@ -56,6 +56,35 @@ def test_it_ends_while_a_page_is_open(files):
             assert process.wait(timeout=120) == 0
 
 
+STOPPED_IN_A_REQUEST = """
+import signal
+from slicemill.common.signals import raise_on_stop_signals
+from slicemill.web.server import make_server, open_sockets
+
+async def app(scope, receive, send):
+    signal.raise_signal(signal.{name})
+    await send({{"type": "http.response.start", "status": 200, "headers": []}})
+    await send({{"type": "http.response.body", "body": b"whole"}})
+
+sockets = open_sockets()
+try:
+    with raise_on_stop_signals():
+        make_server(app, lambda: print(sockets[0].getsockname()[1], flush=True)).run(sockets)
+except KeyboardInterrupt as end:
+    print(type(end).__name__)
+"""
+
+
+@pytest.mark.parametrize(("name", "end"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "Terminated")])
+def test_a_signal_within_a_request_ends_the_server_and_not_the_request(name, end):
+    """uvicorn takes an exception within a request for the failure of that request."""
+    program = [sys.executable, "-c", STOPPED_IN_A_REQUEST.format(name=name)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        answer = httpx.get(f"http://127.0.0.1:{process.stdout.readline().strip()}/")
+        assert answer.text == "whole"
+        assert process.communicate(timeout=120)[0].strip() == end
+
+
 @pytest.mark.parametrize(
     ("words", "status", "why"),
     [
