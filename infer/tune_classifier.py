@@ -13,7 +13,6 @@ Choose thresholds on the validation cases that selected the checkpoint, never on
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.common.files import atomic_write, to_json
+from slicemill.common.files import read_file, to_json, write_bytes
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point
 from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
@@ -30,7 +29,7 @@ from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.runtime.providers import Provider
 from slicemill.store.crop_card import CropCard, CropTuning
 from slicemill.store.model_card import METADATA_KEY
-from slicemill.store.nodules_file import BUNDLE_SUFFIX, CLASSIFIER, SEGMENTATION, read_bundle, write_bundle
+from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle, save_bundle
 from slicemill.store.reader import Case, Store
 from slicemill.store.split import read_split
 from slicemill.store.tables import points_sha256
@@ -189,22 +188,17 @@ def write_thresholds(path: Path, card: CropCard, chosen: Sequence[ChosenThreshol
     card = replace(card, thresholds={str(one.rate): one.threshold for one in chosen}, tuned=tuned)
     target = path.resolve()
     if path.suffix != BUNDLE_SUFFIX:
-        _write_card(target, card)
+        write_bytes(target, _replace_card(read_file(target), card))
         return
-    content = read_bundle(target)
-    with tempfile.TemporaryDirectory() as folder:
-        segmentation, classifier = Path(folder) / SEGMENTATION, Path(folder) / CLASSIFIER
-        segmentation.write_bytes(content.segmentation)
-        classifier.write_bytes(content.classifier)
-        _write_card(classifier, card)
-        write_bundle(target, segmentation, classifier)
+    models = read_bundle(target)
+    save_bundle(target, replace(models, classifier=_replace_card(models.classifier, card)))
 
 
-def _write_card(path: Path, card: CropCard) -> None:
+def _replace_card(content: bytes, card: CropCard) -> bytes:
+    """Return the ONNX file `content` of a classifier with other metadata."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.load_model_from_string(content)
     (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
     entry.value = to_json(card.as_json())
-    with atomic_write(path) as aside:
-        onnx.save(model, aside)
+    return bytes(model.SerializeToString())

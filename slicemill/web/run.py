@@ -2,9 +2,11 @@
 
 import contextlib
 import html
+import socket
 import tempfile
 import time
 import webbrowser
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from slicemill.common.signals import Terminated, start_helper
 from slicemill.common.terminal import print_always, print_line
 from slicemill.web.app import make_app
 from slicemill.web.entries import ViewRequest, find_entries
-from slicemill.web.guard import Access
+from slicemill.web.guard import Access, Guard
 from slicemill.web.marks import Marks
 from slicemill.web.server import make_server, open_sockets
 from slicemill.web.viewer import Viewer
@@ -32,20 +34,30 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
     viewer = Viewer(find_entries(request), Marks(marks) if marks is not None else None)
     sockets = open_sockets(port)
     access = Access(port=sockets[0].getsockname()[1])
+    count = len(viewer.entries)
 
+    def tell() -> None:
+        print_line(f"{count} case{'s' * (count != 1)}. Research software, not a medical device. Ctrl-C ends it.")
+
+    with contextlib.closing(viewer):
+        serve_page(make_app(viewer, access, version("slicemill")), access, sockets, tell, opens_browser=opens_browser)
+
+
+def serve_page(
+    app: Guard, access: Access, sockets: list[socket.socket], started: Callable[[], None], *, opens_browser: bool
+) -> None:
+    """Serve a page until Ctrl-C: call `started`, print the address, open the browser."""
     with contextlib.ExitStack() as stack:
-        stack.callback(viewer.close)
 
         def tell() -> None:
-            count = len(viewer.entries)
-            print_line(f"{count} case{'s' * (count != 1)}. Research software, not a medical device. Ctrl-C ends it.")
+            started()
             print_always(access.url)
             if opens_browser:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slicemill-")))
                 start_helper(lambda: open_browser(write_door(folder, access.url)))
 
         try:
-            make_server(make_app(viewer, access, version("slicemill")), tell).run(sockets)
+            make_server(app, tell).run(sockets)
         except Terminated:
             raise
         except KeyboardInterrupt:

@@ -1,5 +1,7 @@
 """Opens DICOM SEG and RTSTRUCT as masks of a scan."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +52,19 @@ def read_references(location: Location) -> References:
     ScanError
         The file is damaged.
     """
+    with _read_text(location) as dataset:
+        return _list_references(dataset)
+
+
+@contextmanager
+def _read_text(location: Location) -> Iterator[Any]:
+    """Yield the dataset of a file without its pixels; damage that the block finds is an error of the file."""
     prepare_dicom()
     file = stat_file(location)
     with OpenFile(file) as opened:
         dataset = read_dataset(opened, file, pixels=False)
     with report_damage(file):
-        return _list_references(dataset)
+        yield dataset
 
 
 def _list_references(dataset: Any) -> References:
@@ -82,11 +91,7 @@ def read_part_names(location: Location) -> tuple[NamedPart, ...]:
     ScanError
         The file is damaged.
     """
-    prepare_dicom()
-    file = stat_file(location)
-    with OpenFile(file) as opened:
-        dataset = read_dataset(opened, file, pixels=False)
-    with report_damage(file):
+    with _read_text(location) as dataset:
         listed = dataset.get("SegmentSequence") or []
         segments = [(one.SegmentNumber, one.get("SegmentLabel")) for one in listed if int(one.SegmentNumber) != 0]
         structures = [(one.ROINumber, one.get("ROIName")) for one in dataset.get("StructureSetROISequence") or []]
