@@ -76,7 +76,7 @@ def test_scale_is_measured_and_a_plan_follows_from_it(tmp_path, monkeypatch):
     monkeypatch.setattr("slicemill.bench.stages.scaling.LENGTHS", {True: (1, 300, 900)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.CASES", {True: (1, 3)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.TASKS", {True: 200})
-    monkeypatch.setattr("slicemill.bench.stages.scaling.FILES", {True: (20, 400)})
+    monkeypatch.setattr("slicemill.bench.stages.scaling.FILES", {True: (20, 3000)})
     monkeypatch.setattr("slicemill.bench.stages.scaling.MANY", {True: (3, 9)})
     phantom_subject(6, size=64).write(tmp_path / "scans", ".nii")
     words = ["scale", "--quick", "--json", str(tmp_path / "scale.json"), "--picture", str(tmp_path / "s.png")]
