@@ -19,13 +19,19 @@ CONFIG ?= bench/sarcoma.toml
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test soak quick coverage oldest card pythons real check lint types imports bench clean
+.PHONY: help demo nodules luna docs test soak quick coverage oldest card pythons real check lint types imports bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
+
+nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, about 10 minutes
+	$(BIN)/slicemill demo --lungs
+
+luna: $(VENV)/installed ## the folds of LUNA16: make luna DATA=DIR OUT=luna FOLD_MINUTES=600; DRY=1 prints the commands and their time
+	$(BIN)/slicemill bench luna $(DATA) $(if $(OUT),--out $(OUT)) $(if $(FOLD_MINUTES),--minutes $(FOLD_MINUTES)) $(if $(DRY),--dry-run)
 
 docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a link that does not resolve fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -85,8 +91,8 @@ imports: $(VENV)/developing ## what may import what
 bench: $(VENV)/installed ## every stage beside its limit and its peers, recorded in bench/results/runs
 	$(BIN)/slicemill bench all --out bench/results/runs
 
-clean: ## remove the environments, the built documentation and what demo and real made
-	rm -rf $(VENV) $(CARD) .venv-oldest demo real build *.egg-info .coverage*
+clean: ## remove the environments, the built documentation and what demo, nodules and real made
+	rm -rf $(VENV) $(CARD) .venv-oldest demo nodules real build *.egg-info .coverage*
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

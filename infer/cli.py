@@ -74,15 +74,16 @@ def tune(
 ) -> None:
     """Choose a model's post-processing by its Dice on validation cases, and write it into the model file.
 
-    Rules: largest organ, holes, tumor far from the organ, minimum volume and probability of a lesion. Flavors of
-    the model in the same folder are updated, too. Changing a model file makes a new model: the next `infer` segments
-    all scans again, and TensorRT builds a new engine.
+    Rules: largest organ, holes, tumor far from the organ, minimum volume, mean and largest probability of a lesion; or,
+    with 20 lesions of tumor and 20 others at least, a rule that is fitted to volume, probabilities, HU, depth in the
+    organ and shape of a lesion. Flavors of the model in the same folder are updated, too. Changing a model file makes a
+    new model: the next `infer` segments all scans again, and TensorRT builds a new engine.
 
         slicemill tune liver.onnx store/ --split run/split.json
 
-    Of a classifier of candidates, the thresholds for 1 and 4 false alarms a scan are chosen, on the candidates of the
-    store. On the store that it was trained on, --split is required. In a file NAME.nodules of both models, the
-    classifier is tuned; tune its segmentation model before `export` adds it.
+    A classifier of candidates is calibrated, and its thresholds for 1 and 4 false alarms a scan are chosen, on the
+    candidates of the store. On the store that it was trained on, --split is required. In a file NAME.nodules of both
+    models, the classifier is tuned; tune its segmentation model before `export` adds it.
 
         slicemill tune classifier.onnx store/ --split runs/nodules/split.json
         slicemill tune lung.nodules store/ --split runs/nodules/split.json
@@ -107,10 +108,12 @@ def tune(
         tuned = rules.tune(opened, reference, cases, lambda case_id: advance(1, case_id))
     print_line(f"{count_noun(len(cases), 'case')} of {store}")
     rows = [
-        (name, _format_dice(one.organ), _format_dice(one.tumor), *one.rules.as_json().values())
+        (name, _format_dice(one.organ), _format_dice(one.tumor), *rules.show_rules(one.rules).values())
         for name, one in (("before", tuned.before), ("chosen", tuned.chosen))
     ]
-    print_lines(format_table(["", "organ Dice", "tumor Dice", *tuned.chosen.rules.as_json()], rows))
+    print_lines(format_table(["", "organ Dice", "tumor Dice", *rules.show_rules(tuned.chosen.rules)], rows))
+    if tuned.fit:
+        print_line(tuned.fit)
     for gap in rules.find_gaps(opened.info.labels, tuned.before):
         print_line(gap)
     if dry_run:
@@ -129,6 +132,7 @@ def tune(
                 "cases": list(tuned.cases),
                 "before": {**scores["before"], "rules": rules_before},
                 "chosen": {**scores["chosen"], "rules": rules_chosen},
+                "fit": tuned.fit,
                 "written": [str(path) for path in files] if is_written else [],
             }
         )
@@ -153,34 +157,43 @@ def _is_classifier(path: Path) -> bool:
 def _tune_classifier(
     model: Path, store: str, split: Path | None, provider: ProviderName, *, dry_run: bool, json: bool
 ) -> None:
-    """Choose the thresholds of a classifier, and write them into its file."""
+    """Calibrate a classifier, choose its thresholds, and write both into its file."""
     from dataclasses import asdict
 
     from slicemill.common.progress import progress
     from slicemill.infer import tune_classifier as thresholds
+    from slicemill.infer.calibration import NotCalibrated, describe_calibration
     from slicemill.store.crop_card import CropTuning
     from slicemill.store.reader import open_store
 
     opened = thresholds.open_tunable(model, provider)
     cases = thresholds.choose_judged_cases(open_store(store), split, opened.card)
     with progress("tune", len(cases), "cases") as advance:
-        chosen = thresholds.choose_thresholds(opened, cases, lambda case_id: advance(1, case_id))
+        chosen = thresholds.tune_classifier(opened, cases, lambda case_id: advance(1, case_id))
     print_line(f"{count_noun(len(cases), 'case')} of {store}{', its validation part' if split else ''}")
     if not split:
         print_line("all cases: thresholds are too good if patients of the training are among them")
     rows = [
         (one.rate, f"{one.threshold:.4f}", f"{one.false_alarms:.2f}", f"{one.detected} of {one.nodules}")
-        for one in chosen
+        for one in chosen.thresholds
     ]
     print_lines(format_table(["false alarms a scan, at most", "threshold", "false alarms a scan", "nodules"], rows))
+    for line in describe_calibration(chosen.calibration):
+        print_line(line)
     if not dry_run:
-        tuned = CropTuning(cases=len(cases), part="validation" if split else "all", nodules=chosen[0].nodules)
-        thresholds.write_thresholds(model, opened.card, chosen, tuned)
+        nodules = chosen.thresholds[0].nodules
+        tuned = CropTuning(cases=len(cases), part="validation" if split else "all", nodules=nodules)
+        thresholds.write_tuning(model, opened.card, chosen, tuned)
     print_line("nothing was written (--dry-run)" if dry_run else f"written: {model}")
     if json:
-        written = [] if dry_run else [str(model)]
-        cases_used = [case.case_id for case in cases]
-        print_json({"cases": cases_used, "thresholds": [asdict(one) for one in chosen], "written": written})
+        print_json(
+            {
+                "cases": [case.case_id for case in cases],
+                "thresholds": [asdict(one) for one in chosen.thresholds],
+                "calibration": None if isinstance(chosen.calibration, NotCalibrated) else chosen.calibration,
+                "written": [] if dry_run else [str(model)],
+            }
+        )
 
 
 def _format_dice(dice: float) -> str:
@@ -201,6 +214,8 @@ def _segment(request: InferRequest) -> None:
         print_line(f"watching {request.watch}; press Ctrl-C to finish the scans in progress and stop")
     summary = request.run(opened, jobs, left_out)
     _show_summary(summary, out, out / f"summary{request.options.part}.json")
+    if request.has_candidates:
+        print_line(f"candidates: {out / f'candidates{request.options.part}.html'}")
     if request.json:
         from slicemill.infer.run.summary import make_document
 

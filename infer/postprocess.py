@@ -4,14 +4,17 @@ All rules work in the bounding box of the labeled voxels, on runs along x (`slic
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.geometry import Grid, voxel_ml
+from slicemill.common.errors import ModelError
+from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import bounding_box
 from slicemill.ct.runs import connect_runs, fill_runs, find_runs, select_values, voxel_coordinates
+from slicemill.infer.lesion_features import ScanVolumes, keep_lesions, measure_lesions
 from slicemill.store.model_card import PostprocessRules
 
 Label = npt.NDArray[np.uint8]
@@ -115,48 +118,56 @@ def dilate_along_x(mask: Mask, width: int) -> Mask:
     return out
 
 
-def drop_lesions(
-    label: Label,
-    labels: Labels,
-    min_voxels: float,
-    probability: npt.NDArray[np.uint8] | None = None,
-    min_probability: float = 0.0,
-) -> None:
-    """Relabel, in place, small or improbable lesions as organ, or as background if there is no organ label.
+def drop_lesions(label: Label, labels: Labels, rules: PostprocessRules, grid: Grid, scan: ScanVolumes) -> None:
+    """Relabel, in place, the lesions that the rules do not keep as organ, or as background without an organ label.
 
-    Parameters
-    ----------
-    min_voxels
-        Lesions with fewer voxels are removed.
-    probability
-        Probability of tumor, uint8[z, y, x], 255 for 1.
-    min_probability
-        Lesions with a lower mean probability are removed; needs `probability`.
+    `scan` has the arrays of `label`'s box, and `label` itself.
     """
     tumor = labels.tumor_value()
     if tumor is None:
         return
+    if scan.probability is None:
+        rules = replace(rules, min_lesion_probability=0.0, min_lesion_peak=0.0)
     runs = find_runs(label, [tumor])
-    numbers, count = connect_runs(runs)
-    sizes = np.bincount(numbers, weights=runs.voxels, minlength=count)
-    drop = sizes < min_voxels
-    if probability is not None and min_probability:
-        sums = np.zeros(count)
-        for part, where in voxel_coordinates(runs):
-            owners = np.repeat(numbers[part], runs[part].voxels)
-            sums += np.bincount(owners, weights=probability[where], minlength=count)
-        drop |= sums < min_probability * 255 * sizes
+    numbers, _ = connect_runs(runs)
+    found = measure_lesions(scan, labels, grid, runs, numbers, fitted=rules.lesion_rule is not None)
+    drop = ~keep_lesions(found, rules)
     if drop.any():
         fill_runs(label, runs[drop[numbers]], labels.values[labels.organ] if labels.organ else 0)
 
 
 def postprocess(
-    label: Label, labels: Labels, rules: PostprocessRules, grid: Grid, probability: npt.NDArray[np.uint8] | None = None
+    label: Label,
+    labels: Labels,
+    rules: PostprocessRules,
+    grid: Grid,
+    probability: npt.NDArray[np.uint8] | None = None,
+    image: npt.NDArray[np.int16] | None = None,
 ) -> None:
     """Apply rules to `label`: uint8[z, y, x] on a scan's grid, in place.
 
-    `probability` is that of tumor, uint8[z, y, x], 255 for 1.
+    Parameters
+    ----------
+    probability
+        uint8[z, y, x], probability of tumor, 255 for 1.
+    image
+        int16[z, y, x], HU; needed for a fitted rule only.
+
+    Raises
+    ------
+    ModelError
+        There is a fitted rule that needs probabilities, and there are none.
+    ValueError
+        There is a fitted rule, and no image.
     """
+    if (rule := rules.lesion_rule) is not None:
+        if image is None:
+            raise ValueError("a fitted rule about lesions needs the image")
+        if probability is None and (rule.mean_probability or rule.peak_probability):
+            raise ModelError(
+                "the model's fitted rule about lesions needs probabilities of tumor, and the file outputs none. Tune "
+                "this file, or use one that outputs them."
+            )
     box = extent(label)
     if box is None:
         return
@@ -167,8 +178,8 @@ def postprocess(
         fill_holes(part, labels)
     if rules.tumor_reach_mm is not None:
         drop_far_tumors(part, labels, rules.tumor_reach_mm, grid.spacing_mm)
-    by_probability = probability is not None and rules.min_lesion_probability > 0
-    if rules.min_lesion_ml > 0 or by_probability:
-        min_voxels = rules.min_lesion_ml / voxel_ml(grid.affine_lps)
+    by_probability = probability is not None and (rules.min_lesion_probability > 0 or rules.min_lesion_peak > 0)
+    if rules.min_lesion_ml > 0 or by_probability or rules.lesion_rule is not None:
         inside = None if probability is None else probability[box]
-        drop_lesions(part, labels, min_voxels, inside, rules.min_lesion_probability)
+        scan = ScanVolumes(label=part, probability=inside, image=None if image is None else image[box])
+        drop_lesions(part, labels, rules, grid, scan)

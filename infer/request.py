@@ -11,6 +11,7 @@ import typer
 
 from slicemill.common.errors import ScanError, UsageError
 from slicemill.common.options import INPUT, MACHINE, NETWORK, OUTPUT, RERUN, Json, parse_shard, require_finite
+from slicemill.ct.page_options import VIEWER_MB
 
 if TYPE_CHECKING:
     from slicemill.common.left_out import LeftOut
@@ -64,10 +65,17 @@ class InferRequest:
     candidates: Annotated[
         bool,
         _output(
-            "Write candidates.csv and .json without --classifier: lumps of the probability of tumor with its peak.",
+            "Write candidates.csv and .json without --classifier: lumps of the probability of tumor with its mean.",
             "--candidates",
         ),
     ] = False
+    viewer_mb: Annotated[
+        float,
+        _output(
+            "MiB of pictures in the page of each scan's candidates, NAME.candidates.html; 0 for no pages.",
+            **FINITE_FROM_0,
+        ),
+    ] = VIEWER_MB
     probability: Annotated[bool, _output("Also write NAME_probability_LABEL for every label.", "--probability")] = False
     separate: Annotated[bool, _output("Also write NAME_LABEL for every label, as 0 and 1.", "--separate")] = False
     no_postprocess: Annotated[bool, _output("Do not post-process the labels.", "--no-postprocess")] = False
@@ -158,6 +166,7 @@ class InferRequest:
             dicom=self.dicom,
             z_range="all" if self.has_candidates else self.z_range,  # candidates may lie anywhere
             candidates=self.candidates,
+            viewer_mb=self.viewer_mb,
             classifier_sha256="" if self.opened_classifier is None else self.opened_classifier.sha256,
             predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
@@ -194,6 +203,8 @@ class InferRequest:
 
         if self.has_candidates:
             self._check_candidates()
+        elif self.viewer_mb != VIEWER_MB:
+            raise UsageError("--viewer-mb: pages of candidates need --classifier, --candidates or a file NAME.nodules.")
         devices = self.options.devices
         if self.provider in HOSTS and devices != (0,):
             numbers = ",".join(map(str, devices))

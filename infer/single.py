@@ -107,10 +107,16 @@ def segment(
     advance: Callable[[int], None] = lambda _: None,
     predict: PredictOptions = PLAIN,
     z_range: RangeChoice = "auto",
+    before_rules: Callable[[Segmentation], None] = lambda _: None,
 ) -> tuple[Segmentation, ScanReport]:
-    """Label a scan, post-process the labels by the model's rules, and measure them."""
+    """Label a scan, post-process the labels by the model's rules, and measure them.
+
+    `before_rules` gets the labels before they are post-processed.
+    """
     info = model.info
     in_range = labels_in_range(info, z_range, predict, postprocess=True)
     segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance, predict, in_range=in_range)
-    postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
+    before_rules(segmentation)
+    probability = segmentation.tumor_probability
+    postprocess(segmentation.label, info.labels, info.rules, loaded.grid, probability, loaded.volume)
     return segmentation, make_report(model, loaded, segmentation, name)

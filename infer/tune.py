@@ -1,10 +1,12 @@
 """Post-processing chosen on cases with references: the rules with the best mean Dice, written into a model's files.
 
 1. The network labels each case once.
-2. For each combination of organ rules and tumor reach, compute the organ Dice and tabulate the lesions: voxels, hits,
-   probability. Volume and probability thresholds are then evaluated from that table alone.
+2. For each combination of organ rules and tumor reach, compute the organ Dice and tabulate the lesions: hits, and what
+   rules know of them. Thresholds of lesions are then evaluated from that table alone.
 3. Each setting is scored by the sum of the mean Dice of organ and tumor. The model's current rules are among the
    settings.
+4. With the best organ rules, a rule about lesions is fitted (`slicemill.infer.fitted_rule`). It replaces the thresholds
+   if its Dice on cases that it was not fitted to is better than theirs by a margin.
 
 Of settings with about the same score (`EQUAL_SCORE`), the one that changes the fewest rules wins: cases are few, and a
 small gain may be chance. If no case has tumor, the tumor rules stay unchanged: rules that remove every false alarm
@@ -12,13 +14,13 @@ would always win. Tune on the validation cases that selected the checkpoint, nev
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from math import isnan, nan
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +29,17 @@ from slicemill.common.documents import to_document
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.common.extras import describe_install, explain_import
 from slicemill.common.files import atomic_write, to_json
-from slicemill.ct.geometry import Grid, voxel_ml
+from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import Labels
-from slicemill.ct.overlap import Overlap, count_overlap, mean_without_nan
+from slicemill.ct.overlap import count_overlap, mean_without_nan
 from slicemill.ct.runs import connect_runs, find_runs, select_values, voxel_coordinates
+from slicemill.infer.fitted_rule import LEAST_GAIN, LesionTable, fit_lesion_rule
 from slicemill.infer.inputs.jobs import Job, load_scan
+from slicemill.infer.lesion_features import ScanVolumes, measure_lesions
 from slicemill.infer.network.description import description_path
 from slicemill.infer.network.model import Model, differing_keys, open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.single import segment_volume
-from slicemill.infer.slices.assembly import Segmentation
 from slicemill.store.model_card import (
     METADATA_KEY,
     SUFFIXES,
@@ -55,43 +58,10 @@ T = TypeVar("T")
 REACHES_MM: tuple[float | None, ...] = (None, 10.0, 0.0)
 LEAST_ML = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LEAST_PROBABILITY = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+LEAST_PEAK = (0.0, 0.8, 0.9, 0.95)
 """Settings that are tried, the weakest first."""
 EQUAL_SCORE = 0.002
 """Scores that differ by no more than this count as equal."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionTable:
-    """The predicted lesions of a case, one element per lesion."""
-
-    reference: int
-    """Voxels of tumor in the reference."""
-    voxel_ml: float
-    """Voxel volume, ml."""
-    voxels: Floats
-    """Voxels of each lesion."""
-    hits: Floats
-    """Voxels of each lesion that are tumor in the reference."""
-    probability_sums: Floats
-    """Sum of 255 times the probability of tumor over each lesion; the probability is 1 if the model outputs none."""
-
-    def dice(self, least_ml: float, least_probability: float) -> float:
-        """Return the tumor Dice without lesions that are smaller or less probable; NaN where neither mask has tumor.
-
-        >>> two = LesionTable(
-        ...     reference=10,
-        ...     voxel_ml=1.0,
-        ...     voxels=np.array([9.0, 2.0]),
-        ...     hits=np.array([9.0, 0.0]),
-        ...     probability_sums=np.array([2295.0, 510.0]),
-        ... )
-        >>> round(two.dice(0, 0), 3), round(two.dice(5, 0), 3)
-        (0.857, 0.947)
-        """
-        kept = self.voxels >= least_ml / self.voxel_ml
-        kept &= self.probability_sums >= least_probability * 255 * self.voxels
-        hits, predicted = int(self.hits[kept].sum()), int(self.voxels[kept].sum())
-        return Overlap(hits, predicted - hits, self.reference - hits).dice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +101,8 @@ class Tuned:
     before: Choice
     chosen: Choice
     cases: tuple[str, ...]
+    fit: str = ""
+    """What came of the fitted rule, in words; empty if no case has tumor."""
 
     def as_json(self) -> TuningSummary:
         """Return the metadata ``tuned``."""
@@ -172,7 +144,7 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
 
     def choice(rules: PostprocessRules) -> Choice:
         of_cases = [by_rules[without_thresholds(rules)] for by_rules in results]
-        tumor = [one.lesions.dice(rules.min_lesion_ml, rules.min_lesion_probability) for one in of_cases]
+        tumor = [one.lesions.dice_of(rules) for one in of_cases]
         return Choice(
             rules=rules, organ=mean_without_nan([one.organ_dice for one in of_cases]), tumor=mean_without_nan(tumor)
         )
@@ -181,8 +153,33 @@ def tune(model: Model, store: Store, cases: Sequence[str], advance: Callable[[st
     tried = settings(
         combinations, info.rules, probability=info.gives_tumor or info.gives_probability, has_tumor=has_tumor
     )
-    chosen = best([choice(rules) for rules in tried], info.rules)
-    return Tuned(before=choice(info.rules), chosen=chosen, cases=tuple(cases))
+    before = choice(info.rules)
+    chosen = best([*(choice(rules) for rules in tried), before], info.rules)
+    if not has_tumor:
+        return Tuned(before=before, chosen=chosen, cases=tuple(cases))
+    tables = [by_rules[without_thresholds(chosen.rules)].lesions for by_rules in results]
+    chosen, note = try_fit(chosen, tables, [store[case_id].info.patient_id for case_id in cases])
+    return Tuned(before=before, chosen=chosen, cases=tuple(cases), fit=note)
+
+
+def try_fit(chosen: Choice, tables: Sequence[LesionTable], patients: Sequence[str]) -> tuple[Choice, str]:
+    """Return a fitted rule in place of the thresholds if its Dice of tumor is better, and what came of it in words.
+
+    An earlier fitted rule among the chosen rules stays, or is replaced, as thresholds are. `patients` names the patient
+    of each table.
+    """
+    fit = fit_lesion_rule(tables, patients)
+    earlier = chosen.rules.lesion_rule is not None
+    unchanged = "fitted rule: the earlier rule is kept" if earlier else "fitted rule: none"
+    if fit.rule is None:
+        return chosen, f"{unchanged}, because {fit.reason}"
+    if not fit.tumor > chosen.tumor + LEAST_GAIN:
+        how = f"on cases that it was not fitted to is not {LEAST_GAIN:g} better"
+        return chosen, f"{unchanged}, because {'a new' if earlier else 'its'} tumor Dice of {fit.tumor:.4f} {how}"
+    rules = replace(without_thresholds(chosen.rules), lesion_rule=fit.rule)
+    how = f"tumor Dice {fit.tumor:.4f} on cases that it was not fitted to, {chosen.tumor:.4f} with "
+    how += "the earlier rule" if earlier else "thresholds"
+    return Choice(rules=rules, organ=chosen.organ, tumor=fit.tumor), f"fitted rule: {how}"
 
 
 def find_gaps(labels: Labels, scored: Choice) -> list[str]:
@@ -199,7 +196,7 @@ def find_gaps(labels: Labels, scored: Choice) -> list[str]:
 
 def without_thresholds(rules: PostprocessRules) -> PostprocessRules:
     """Return rules without the thresholds of lesions, which `LesionTable` evaluates."""
-    return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0)
+    return replace(rules, min_lesion_ml=0.0, min_lesion_probability=0.0, min_lesion_peak=0.0, lesion_rule=None)
 
 
 def organ_combinations(labels: Labels, current: PostprocessRules) -> Iterator[PostprocessRules]:
@@ -231,12 +228,20 @@ def settings(
         Whether any case has tumor; else the rules on tumors stay unchanged.
     """
     volumes = add_current(LEAST_ML, current.min_lesion_ml) if has_tumor else (current.min_lesion_ml,)
-    probabilities: tuple[float, ...] = (current.min_lesion_probability,)
+    means: tuple[float, ...] = (current.min_lesion_probability,)
+    peaks: tuple[float, ...] = (current.min_lesion_peak,)
     if has_tumor and probability:
-        probabilities = add_current(LEAST_PROBABILITY, current.min_lesion_probability)
-    for rules, ml, least in product(combinations, volumes, probabilities):
+        means = add_current(LEAST_PROBABILITY, current.min_lesion_probability)
+        peaks = add_current(LEAST_PEAK, current.min_lesion_peak)
+    for rules, ml, mean, peak in product(combinations, volumes, means, peaks):
         if has_tumor or rules.tumor_reach_mm == current.tumor_reach_mm:
-            yield replace(rules, min_lesion_ml=ml, min_lesion_probability=least)
+            yield replace(
+                rules,
+                min_lesion_ml=ml,
+                min_lesion_probability=mean,
+                min_lesion_peak=peak,
+                lesion_rule=None if has_tumor else current.lesion_rule,
+            )
 
 
 def best(choices: Sequence[Choice], current: PostprocessRules) -> Choice:
@@ -250,7 +255,7 @@ def best(choices: Sequence[Choice], current: PostprocessRules) -> Choice:
 
 def count_changes(rules: PostprocessRules, current: PostprocessRules) -> int:
     """Return the number of rules that differ."""
-    return sum(value != getattr(current, name) for name, value in asdict(rules).items())
+    return sum(getattr(rules, one.name) != getattr(current, one.name) for one in fields(rules))
 
 
 def evaluate_case(
@@ -280,7 +285,8 @@ def evaluate_case(
     for rules in combinations:
         label = segmentation.label.copy()
         postprocess(label, labels, rules, loaded.grid)
-        lesions = tabulate_lesions(replace(segmentation, label=label), reference, labels, loaded.grid)
+        scan = ScanVolumes(label=label, probability=segmentation.tumor_probability, image=loaded.volume)
+        lesions = tabulate_lesions(scan, reference, labels, loaded.grid)
         results.append(CaseResult(organ_dice=organ_dice(label, reference, labels), lesions=lesions))
     advance(case_id)
     return results
@@ -292,29 +298,25 @@ def organ_dice(label: Label, reference: Label, labels: Labels) -> float:
     return count_overlap(select_values(reference, values), select_values(label, values)).dice if values else nan
 
 
-def tabulate_lesions(segmentation: Segmentation, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
-    """Tabulate the lesions of a case's labels, uint8[z, y, x], against its reference."""
-    tumor, probability = labels.tumor_value(), segmentation.tumor_probability
-    if tumor is None:
-        none = np.zeros(0)
-        return LesionTable(reference=0, voxel_ml=1.0, voxels=none, hits=none, probability_sums=none)
-    runs = find_runs(segmentation.label, [tumor])
+def tabulate_lesions(scan: ScanVolumes, reference: Label, labels: Labels, grid: Grid) -> LesionTable:
+    """Tabulate the lesions of a case's labels against its reference, uint8[z, y, x]."""
+    tumor = labels.tumor_value()
+    runs = find_runs(scan.label, [] if tumor is None else [tumor])
     numbers, count = connect_runs(runs)
-    voxels = np.bincount(numbers, weights=runs.voxels, minlength=count).astype(np.float64)
     hits = np.zeros(count)
-    sums = 255 * voxels if probability is None else np.zeros(count)
     for part, where in voxel_coordinates(runs):
         owners = np.repeat(numbers[part], runs[part].voxels)
         hits += np.bincount(owners, weights=reference[where] == tumor, minlength=count)
-        if probability is not None:
-            sums += np.bincount(owners, weights=probability[where], minlength=count)
     return LesionTable(
-        reference=int(np.count_nonzero(reference == tumor)),
-        voxel_ml=voxel_ml(grid.affine_lps),
-        voxels=voxels,
+        reference=0 if tumor is None else int(np.count_nonzero(reference == tumor)),
+        found=measure_lesions(scan, labels, grid, runs, numbers, fitted=True),
         hits=hits,
-        probability_sums=sums,
     )
+
+
+def show_rules(rules: PostprocessRules) -> dict[str, object]:
+    """Return the rules as columns of a table; of a fitted rule only whether there is one."""
+    return {name: bool(value) if name == "lesion_rule" else value for name, value in to_document(rules).items()}
 
 
 def check_writable(path: Path) -> None:
@@ -341,8 +343,16 @@ def as_toml(rules: PostprocessRules) -> str:
     >>> as_toml(PostprocessRules(largest_organ=True, min_lesion_ml=0.5))
     'postprocess = {largest_organ = true, fill_holes = false, min_lesion_ml = 0.5, min_lesion_probability = 0.0}'
     """
-    fields = [f"{name} = {json.dumps(value)}" for name, value in to_document(rules).items() if value is not None]
-    return f"postprocess = {{{', '.join(fields)}}}"
+    return f"postprocess = {_inline_table(rules.as_json())}"
+
+
+def _inline_table(values: Mapping[str, Any]) -> str:
+    fields = (
+        f"{name} = {_inline_table(value) if isinstance(value, dict) else json.dumps(value)}"
+        for name, value in values.items()
+        if value is not None
+    )
+    return f"{{{', '.join(fields)}}}"
 
 
 def find_flavors(path: Path) -> list[Path]:
@@ -373,6 +383,6 @@ def write_rules(paths: Sequence[Path], tuned: Tuned) -> None:
             model = onnx.load(path, load_external_data=False)
             (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
             metadata = json.loads(entry.value)
-            metadata |= {"postprocess": to_document(tuned.chosen.rules), "tuned": tuned.as_json()}
+            metadata |= {"postprocess": tuned.chosen.rules.as_json(), "tuned": tuned.as_json()}
             entry.value = to_json(metadata)
             onnx.save(model, appear_together.enter_context(atomic_write(path.resolve())))

@@ -1,10 +1,11 @@
-"""Thresholds of a classifier, chosen on the candidates of a store, and written into its file.
+"""Calibration and thresholds of a classifier, chosen on the candidates of a store, and written into its file.
 
 1. The classifier judges every candidate of the chosen cases. Detections and false alarms are counted as by `slicemill
    froc`: a candidate detects each nodule whose radius it lies in. It is a false alarm if it lies in no nodule and in no
    excluded finding. Candidates near each other all count, whatever class the table gives them.
 2. The threshold for r false alarms a scan is the lowest at which no more than r candidates a scan are false alarms, so
    the one with the highest sensitivity.
+   Thresholds are those of calibrated probabilities (`slicemill.infer.calibration`), if there are candidates enough.
 3. A nodule counts as detected if a candidate in its radius reaches the threshold. A nodule without candidates is missed
    at every threshold.
 
@@ -24,10 +25,11 @@ from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import read_file, to_json, write_bytes
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point
+from slicemill.infer.calibration import NotCalibrated, calibrate, fit_calibration
 from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
 from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.runtime.providers import Provider
-from slicemill.store.crop_card import CropCard, CropTuning
+from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning
 from slicemill.store.model_card import METADATA_KEY
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle, save_bundle
 from slicemill.store.reader import Case, Store
@@ -46,6 +48,8 @@ class JudgedCase:
 
     false: Floats
     """Probabilities of the candidates that are no nodule."""
+    true: Floats
+    """Probabilities of the candidates that lie in a nodule."""
     nodules: Floats
     """Highest probability of the candidates of each nodule; -1 for one without candidates."""
 
@@ -94,7 +98,7 @@ def judge_case(classifier: Classifier, case: Case) -> JudgedCase:
     table, points = case.candidates, case.points or ()
     nodules = [point for point in points if point.kind == "nodule"]
     if table is None or not len(table):
-        return JudgedCase(false=np.zeros(0), nodules=np.full(len(nodules), -1.0))
+        return JudgedCase(false=np.zeros(0), true=np.zeros(0), nodules=np.full(len(nodules), -1.0))
     places = table[:, :3]
     hits = [_are_inside(places, point) for point in nodules]
     in_nodule = _any_of(hits, len(table))
@@ -110,7 +114,9 @@ def judge_case(classifier: Classifier, case: Case) -> JudgedCase:
             crop[...] = cut_crop(volume, case.affine, places[row])
         probability[chosen] = classifier.run(crops).nodule
     best = [float(probability[hit].max(initial=-1.0)) for hit in hits]
-    return JudgedCase(false=probability[is_false], nodules=np.array(best, dtype=np.float64))
+    return JudgedCase(
+        false=probability[is_false], true=probability[in_nodule], nodules=np.array(best, dtype=np.float64)
+    )
 
 
 def _are_inside(places: Floats, point: Point) -> Mask:
@@ -129,7 +135,7 @@ def choose_threshold(judged: Sequence[JudgedCase], rate: int) -> ChosenThreshold
     A candidate is an alarm if its probability is at least the threshold. Equal probabilities are alarms together. Where
     more candidates than allowed have a probability of exactly 1, the threshold is 1, and `false_alarms` says how many.
 
-    >>> case = JudgedCase(false=np.array([0.9, 0.5, 0.5, 0.1]), nodules=np.array([0.7, 0.4]))
+    >>> case = JudgedCase(false=np.array([0.9, 0.5, 0.5, 0.1]), true=np.zeros(0), nodules=np.array([0.7, 0.4]))
     >>> one = choose_threshold([case], 1)
     >>> one.threshold > 0.5, one.false_alarms, one.detected
     (True, 1.0, 1)
@@ -148,10 +154,19 @@ def choose_threshold(judged: Sequence[JudgedCase], rate: int) -> ChosenThreshold
     )
 
 
-def choose_thresholds(
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTuning:
+    """What was chosen for a classifier."""
+
+    calibration: CropCalibration | NotCalibrated
+    thresholds: tuple[ChosenThreshold, ...]
+    """For RATES, of calibrated probabilities, or of the output without a calibration."""
+
+
+def tune_classifier(
     classifier: Classifier, cases: Sequence[Case], advance: Callable[[str], None] = lambda _: None
-) -> list[ChosenThreshold]:
-    """Choose the thresholds for RATES.
+) -> ClassifierTuning:
+    """Fit the calibration, and choose the thresholds for RATES.
 
     Raises
     ------
@@ -164,7 +179,19 @@ def choose_thresholds(
         advance(case.case_id)
     if not sum(len(case.nodules) for case in judged):
         raise ConfigError(f"the {len(cases)} cases have no nodule, so that no threshold can be compared.")
-    return [choose_threshold(judged, rate) for rate in RATES]
+    fitted = fit_calibration(
+        np.concatenate([case.true for case in judged]), np.concatenate([case.false for case in judged])
+    )
+    known = None if isinstance(fitted, NotCalibrated) else fitted
+    calibrated = [_calibrate_case(case, known) for case in judged]
+    return ClassifierTuning(calibration=fitted, thresholds=tuple(choose_threshold(calibrated, rate) for rate in RATES))
+
+
+def _calibrate_case(case: JudgedCase, calibration: CropCalibration | None) -> JudgedCase:
+    """Return a case with calibrated probabilities; nodules without candidates stay at -1."""
+    has_candidate = case.nodules >= 0
+    nodules = np.where(has_candidate, calibrate(np.where(has_candidate, case.nodules, 0.0), calibration), -1.0)
+    return JudgedCase(false=calibrate(case.false, calibration), true=calibrate(case.true, calibration), nodules=nodules)
 
 
 def open_tunable(path: Path, provider: Provider) -> Classifier:
@@ -180,12 +207,14 @@ def open_tunable(path: Path, provider: Provider) -> Classifier:
     return open_judge(path, None, provider) or open_classifier(path, provider)
 
 
-def write_thresholds(path: Path, card: CropCard, chosen: Sequence[ChosenThreshold], tuned: CropTuning | None) -> None:
-    """Write the thresholds into a classifier's file, or one of both models, atomically; the rest stays unchanged.
+def write_tuning(path: Path, card: CropCard, chosen: ClassifierTuning, tuned: CropTuning | None) -> None:
+    """Write thresholds and calibration into a classifier's file, or one of both models, atomically.
 
-    `card` has the metadata of the classifier.
+    `card` has the metadata of the classifier. An earlier calibration is replaced or removed; the rest stays unchanged.
     """
-    card = replace(card, thresholds={str(one.rate): one.threshold for one in chosen}, tuned=tuned)
+    known = None if isinstance(chosen.calibration, NotCalibrated) else chosen.calibration
+    thresholds = {str(one.rate): one.threshold for one in chosen.thresholds}
+    card = replace(card, thresholds=thresholds, tuned=tuned, calibration=known)
     target = path.resolve()
     if path.suffix != BUNDLE_SUFFIX:
         write_bytes(target, _replace_card(read_file(target), card))

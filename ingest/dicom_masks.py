@@ -12,8 +12,7 @@ from slicemill.ct.formats.dicom.lookup import find_series
 from slicemill.ct.formats.dicom.series import Series
 from slicemill.ct.formats.dicom_objects.open_mask import References, is_mask_object, read_references
 from slicemill.ct.formats.open import is_dicom
-from slicemill.ct.formats.png_slices import is_png_folder
-from slicemill.ct.name_words import folder_role
+from slicemill.ct.mask_files import find_png_masks
 from slicemill.ct.naming import is_below
 from slicemill.ingest.globs import fits_below
 
@@ -104,34 +103,17 @@ def find_dicom_masks(
 def _pair_png_folders(
     series: Mapping[Location, FoundSeries], use: MaskUse, masks: dict[Location, list[Location]]
 ) -> Iterator[tuple[Path, str]]:
-    """Add the folders of PNG slices that are named like masks, beside the folder of one series or in it, to `masks`.
+    """Add the folders of PNG slices that are the mask of one series (`find_png_masks`) to `masks`.
 
     Yields those that are not used, with the reason.
     """
-    around: dict[Path, list[Location]] = defaultdict(list)
-    for location in series:
-        home = location if location.is_dir() else location.parent
-        if isinstance(home, Path):
-            around[home].append(location)
-            if home != use.root:
-                around[home.parent].append(location)
-    near = {folder: some for parent, some in around.items() for folder in _list_mask_folders(parent)}
-    for folder, some in near.items():
+    for folder, some in find_png_masks(series, use.root).items():
         if excluded := use.explain_unused(folder):
             yield folder, excluded
         elif len(some) > 1:
             yield folder, f"PNG slices of a mask that could belong to {len(some)} series"
         else:
             masks[some[0]].append(folder)
-
-
-def _list_mask_folders(parent: Path) -> list[Path]:
-    """Return the folders of PNG files in a folder whose names say mask, like ``Ground``."""
-    try:
-        folders = [path for path in parent.iterdir() if folder_role(path.name) == "mask" and not path.is_symlink()]
-    except OSError:  # `find_unsearched_folders` names it
-        return []
-    return sorted(path for path in folders if is_png_folder(path))
 
 
 def _find_partner(path: Location, series: Mapping[Location, FoundSeries]) -> tuple[Location | None, str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from slicemill.common.errors import ConfigError
+from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.options import MACHINE, OUTPUT, RERUN, Json, require_finite
 from slicemill.common.terminal import (
     count_noun,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from slicemill.measure.evaluation.froc import FreeResponse, NoFindings
     from slicemill.measure.evaluation.two_runs import ComparedMeasure
 
+MARK_PICTURES, MOST_MARK_PICTURES = 12, 200
+"""Pictures of each kind of marks in the page of `froc`: by default, and at most; each has about 0.2 MB."""
 LabelNames = Annotated[
     str | None,
     typer.Option(help="Names of the label values, like liver=1,tumor=2; required without a report of infer."),
@@ -32,6 +34,12 @@ LabelNames = Annotated[
 Workers = Annotated[
     int,
     typer.Option(help="Worker processes, each with one case in memory; 0: all cores.", min=0, rich_help_panel=MACHINE),
+]
+ViewerMb = Annotated[
+    float,
+    typer.Option(
+        callback=require_finite, help="MiB of slices in each page; 0: no pages.", min=0, rich_help_panel=OUTPUT
+    ),
 ]
 
 
@@ -62,15 +70,7 @@ def evaluate(
         typer.Option(help="Masks or store of another run on the same scans, for a case-by-case comparison."),
     ] = None,
     workers: Workers = 1,
-    viewer_mb: Annotated[
-        float,
-        typer.Option(
-            callback=require_finite,
-            rich_help_panel=OUTPUT,
-            help="MiB of slices in the page of each case; 0 for no pages.",
-            min=0,
-        ),
-    ] = VIEWER_MB,
+    viewer_mb: ViewerMb = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Evaluate predicted masks: overlap, surface distances, volumes, tumor burden and lesions, with 95 % intervals.
@@ -172,28 +172,42 @@ def froc(
         str | None,
         typer.Option(help="Column of the findings, like texture: a curve for each of its values, at most 20."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for froc.json and froc.png.")] = None,
+    malignancy_threshold: Annotated[
+        float | None, typer.Option(callback=require_finite, help="Score of a malignant patient; by default 0.5.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for froc.json, froc.png and froc.html.")] = None,
+    pictures: Annotated[
+        int | None,
+        typer.Option(
+            help="Pictures in froc.html of nodules found, of nodules missed and of false marks, each; 0 for none, by "
+            f"default {MARK_PICTURES}. They need a slice store.",
+            min=0,
+            max=MOST_MARK_PICTURES,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score point detections by LUNA16's rules: FROC curve, and CPM by two definitions, with 95 % intervals.
 
-    Each band of diameters has a curve of its own.
+    Each band of diameters has a curve of its own. Where candidates and store have malignancy, it is scored by patient.
 
         slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
         slicemill froc candidates.csv luna-store/ --by texture
     """
-    from functools import partial
+    from dataclasses import replace
 
-    from slicemill.common.files import write_bytes, write_json
-    from slicemill.common.panels import draw_panels
-    from slicemill.measure.evaluation.figures import draw_froc
     from slicemill.measure.evaluation.findings import FindingFiles, read_findings
     from slicemill.measure.evaluation.froc import RESAMPLES, NoFindings
     from slicemill.measure.evaluation.luna16 import score_points
+    from slicemill.measure.evaluation.malignancy import describe_malignancy, score_malignancy
 
     files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
+    if pictures and (out is None or not files.is_store):
+        raise UsageError("--pictures: pictures need --out and the scans of a slice store instead of a table.")
     findings = read_findings(files)
-    result = score_points(results, findings)
+    malignancy = score_malignancy(results, findings, malignancy_threshold)
+    result = replace(score_points(results, findings), malignancy=malignancy)
     response = result.response
     if isinstance(response, NoFindings):
         raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")
@@ -227,10 +241,13 @@ def froc(
     for line in findings.describe_uncounted():
         print_line(line)
     _print_parts(result.parts)
+    for line in describe_malignancy(result.malignancy):
+        print_line(line)
     if out is not None:
-        write_json(out / "froc.json", result.as_json())
-        write_bytes(out / "froc.png", draw_panels([partial(draw_froc, response=response)]))
-        print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}")
+        from slicemill.measure.evaluation.froc_report import write_froc_report
+
+        write_froc_report(out, results, files, findings, result, MARK_PICTURES if pictures is None else pictures)
+        print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}; page: {out / 'froc.html'}")
     if json:
         print_json(result.as_json())
 
@@ -292,15 +309,7 @@ def measure(
         Path | None,
         typer.Option(rich_help_panel=OUTPUT, help="CSV of codes for labels: label, category, type, region."),
     ] = None,
-    viewer_mb: Annotated[
-        float,
-        typer.Option(
-            callback=require_finite,
-            rich_help_panel=OUTPUT,
-            help="MiB of slices in the page of each case; 0 for none.",
-            min=0,
-        ),
-    ] = VIEWER_MB,
+    viewer_mb: ViewerMb = VIEWER_MB,
     json: Json = False,
 ) -> None:
     """Measure the lesions of existing masks: tables, a page and a picture per case, and one page of all cases.

@@ -120,10 +120,17 @@ def _write_inserted(folder: Path, cases: int, seed: int, scan: Path, mask: Path)
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("demo"),
+    out: Annotated[
+        Path | None, typer.Option(show_default="demo, or nodules with --lungs", help="Output folder.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Your collection, instead of phantoms.")] = None,
     labels: Annotated[str | None, typer.Option(help="Names of the label values, like tumor=1.")] = None,
-    cases: Annotated[int, typer.Option(help="Phantoms to make.", min=12)] = 36,
+    lungs: Annotated[
+        bool, typer.Option("--lungs", help="Chests with nodules: find them, judge them, and score both by FROC.")
+    ] = False,
+    cases: Annotated[
+        int | None, typer.Option(help="Phantoms to make: 36 by default; with --lungs 24, and 8 for tests.", min=12)
+    ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(help="Epochs of the training. By default 12 epochs of phantoms, or 4 minutes of --data.", min=1),
@@ -142,15 +149,24 @@ def demo(
     """Run everything: make scans, ingest, train, export, infer on unseen cases, evaluate, and summarize.
 
     slicemill demo
+    slicemill demo --lungs
     slicemill demo --data sarcoma/ --labels tumor=1 --out real --max-minutes 25
     """
     from slicemill.demo import DemoOptions, run_demo
     from slicemill.demo_summary import describe_goals, missed_goals
 
+    if lungs:
+        used = {"data": data, "labels": labels, "epochs": epochs, "max_minutes": max_minutes, "config": config,
+                "strict_goals": strict_goals or None}  # fmt: skip
+        for name in (name for name, value in used.items() if value is not None):
+            raise UsageError(f"--{name.replace('_', '-')}: does not apply to --lungs. Remove it.")
+        _demo_nodules(out or Path("nodules"), cases, seed, provider)
+        return
+    out = out or Path("demo")
     options = DemoOptions(
         out=out,
         data=data,
-        cases=cases,
+        cases=DemoOptions(out=out).cases if cases is None else cases,
         labels=labels,
         epochs=epochs,
         minutes=max_minutes,
@@ -164,6 +180,14 @@ def demo(
     print_lines(describe_goals(summary))
     if strict_goals and missed_goals(summary):
         raise SystemExit(1)
+
+
+def _demo_nodules(out: Path, cases: int | None, seed: int, provider: Provider) -> None:
+    """Run everything on chests with nodules."""
+    from slicemill.nodule_demo import DemoAmounts, NoduleDemoOptions, run_nodule_demo
+
+    amounts = DemoAmounts() if cases is None else DemoAmounts(cases=cases)
+    run_nodule_demo(NoduleDemoOptions(out=out, amounts=amounts, seed=seed, provider=provider))
 
 
 def doctor(json: Json = False) -> None:

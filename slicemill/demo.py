@@ -45,10 +45,6 @@ PHANTOM_SECONDS = {
 """Seconds of each step of the demo with its defaults, on two idle cores."""
 LONGEST_STOP = 20.0
 """Seconds that a command has to write what it needs to continue, once it was interrupted."""
-PASSIVE_THREADS = ("/usr/bin/env", "OMP_WAIT_POLICY=passive")
-"""Start of a command whose OpenMP threads sleep while they wait for each other. Threads that spin take the core that
-the other one needs: beside ten others on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9 and 1.1).
-The results are the same."""
 EXTRAS = ("ingest", "train", "cpu")
 """The extras that the demo needs; `gpu` has the packages of `cpu`."""
 
@@ -82,17 +78,20 @@ class DemoOptions:
         return self.data or self.out / "collection"
 
 
-class _Commands:
-    """Runs the commands of the demo one after the other, and shows the time left."""
+class Commands:
+    """Runs the commands of a demo one after the other, and shows the time left."""
 
-    def __init__(self, countdown: Countdown, epochs: int, *, has_bar: bool) -> None:
+    def __init__(self, countdown: Countdown, *, has_bar: bool) -> None:
         self._countdown = countdown
-        self._epochs = epochs
+        self._epochs = 1
+        """The value of `--epochs` of the command that runs."""
         self._has_bar = has_bar
 
     def run(self, *words: object, may_fail: bool = False) -> None:
         """Run a command as the next step; see `run_command`."""
         self.begin(str(words[1] if words[0] == "store" else words[0]))
+        if "--epochs" in words:
+            self._epochs = int(str(words[words.index("--epochs") + 1]))
         run_command(*words, may_fail=may_fail, show=self._show)
 
     def begin(self, name: str) -> None:
@@ -126,8 +125,7 @@ def run_demo(options: DemoOptions) -> DemoSummary:
     start = time.perf_counter()
     countdown = Countdown(demo_steps(options))
     with show_countdown(countdown) as has_bar:
-        epochs, _ = training_length(options)
-        commands = _Commands(countdown, epochs, has_bar=has_bar)
+        commands = Commands(countdown, has_bar=has_bar)
         store, split = _train_network(options, commands)
         evaluation = _segment_test_cases(options, commands, store, split)
         commands.begin("summary")
@@ -162,7 +160,7 @@ def demo_steps(options: DemoOptions) -> list[Step]:
     return [step if step.name != "train" else by_time if minutes else by_epochs for step in steps]
 
 
-def _train_network(options: DemoOptions, commands: _Commands) -> tuple[Store, Split]:
+def _train_network(options: DemoOptions, commands: Commands) -> tuple[Store, Split]:
     """Make a tuned model from the scans; return the store and the split of the training."""
     out, collection = options.out, options.collection
     store_path, run, model = out / "store", out / "run", out / "model.onnx"
@@ -188,7 +186,7 @@ def _train_network(options: DemoOptions, commands: _Commands) -> tuple[Store, Sp
     return store, read_split(run / "split.json", store.case_ids)
 
 
-def _segment_test_cases(options: DemoOptions, commands: _Commands, store: Store, split: Split) -> Mapping[str, Any]:
+def _segment_test_cases(options: DemoOptions, commands: Commands, store: Store, split: Split) -> Mapping[str, Any]:
     """Segment and evaluate the cases that the training never saw; return the evaluation."""
     out, collection = options.out, options.collection
     scans = [collection / store[case_id].info.image.name for case_id in split.test]
@@ -248,7 +246,7 @@ def run_command(*words: object, may_fail: bool = False, show: Callable[[str], No
     arguments = [str(word) for word in words]
     print_line(f"$ slicemill {shlex.join(arguments)}")
     with subprocess.Popen(  # noqa: S603 (a slicemill command)
-        [*PASSIVE_THREADS, *slicemill_command(*arguments)],
+        slicemill_command(*arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT
         if is_terminal(sys.stderr)

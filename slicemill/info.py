@@ -21,6 +21,7 @@ from slicemill.infer.runtime.onnx_file import read_metadata
 from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
+from slicemill.store.training_scans import TRAINING_SCANS_KEY, TrainingScans, decode_training_scans, summarize_scans
 from slicemill.train.config import Config, read_config
 from slicemill.train.crops.settings import CropConfig, read_crop_config
 
@@ -62,6 +63,8 @@ class ModelSummary:
     bytes: int
     card: ModelCard | CropCard | None
     """slicemill's metadata, of a segmentation model or of a classifier; None for a network from elsewhere."""
+    training_scans: TrainingScans | None
+    """What the scans of its training were like; None if the file does not say it."""
     description: str | None
     """The TOML that describes a network from elsewhere; None if there is none."""
     description_labels: dict[str, int] | None
@@ -183,7 +186,7 @@ def summarize_model(path: Path) -> ModelSummary:
     """
     content = read_file(path)
     try:
-        text = read_metadata(content, METADATA_KEY)
+        text, scans = (read_metadata(content, key) for key in (METADATA_KEY, TRAINING_SCANS_KEY))
     except ValueError as error:
         raise ModelError(f"is not an ONNX model ({error}).", where=path) from error
     described = None if text is not None else description_path(path)
@@ -191,6 +194,7 @@ def summarize_model(path: Path) -> ModelSummary:
         path=str(path),
         bytes=len(content),
         card=None if text is None else decode_card(text, str(path)),
+        training_scans=decode_training_scans(scans, str(path)),
         description=None if described is None else str(described),
         description_labels=None if described is None else dict(read_description(described)[1].values),
     )
@@ -329,7 +333,20 @@ def describe_model(model: ModelSummary) -> list[str]:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
         epochs = card.training.get("epochs")
         lines.append(format_line("training", f"{epochs} epochs; validation Dice: {scores or '-'}"))
+    if model.training_scans is not None:
+        lines.append(format_line("trained on", summarize_scans(model.training_scans)))
     return lines
+
+
+def _describe_calibration(card: CropCard) -> str:
+    one = card.calibration
+    if one is None:
+        return "none: probabilities are the network's output"
+    return (
+        f"temperature {one['temperature']:.3g}, shift {one['shift']:.3g}; expected calibration error "
+        f"{one['ece_before']:.3f} before, {one['ece_after']:.3f} after, on "
+        f"{one['in_nodules'] + one['elsewhere']} candidates"
+    )
 
 
 def describe_classifier(card: CropCard) -> list[str]:
@@ -340,6 +357,7 @@ def describe_classifier(card: CropCard) -> list[str]:
         format_line("kind", f"crops: judges candidates; contract {card.contract}"),
         format_line("input", f"cubes of {card.crop_mm:g} mm, samples every {card.spacing_mm:g} mm, window {window}"),
         format_line("thresholds", chosen or "none chosen"),
+        format_line("calibration", _describe_calibration(card)),
         format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
     ]
     if card.training:

@@ -54,6 +54,30 @@ class CropTuning(TypedDict):
     nodules: int
 
 
+class ReliabilityBin(TypedDict):
+    """A point of a reliability curve."""
+
+    mean_probability: Probability
+    share_of_nodules: Probability
+    candidates: Annotated[int, Meta(ge=1)]
+
+
+class CropCalibration(TypedDict):
+    """How the output `nodule` becomes a calibrated probability: ``sigmoid((log odds + shift) / temperature)``."""
+
+    temperature: Annotated[float, Meta(gt=0)]
+    shift: float
+    in_nodules: int
+    """Candidates in nodules that it was fitted to."""
+    elsewhere: int
+    """The others."""
+    ece_before: Probability
+    """Expected calibration error on these candidates without it."""
+    ece_after: Probability
+    reliability_before: list[ReliabilityBin]
+    reliability_after: list[ReliabilityBin]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropCard:
     """The metadata of a model of kind `crops`, in the order of the keys in the file."""
@@ -67,9 +91,12 @@ class CropCard:
     window_hu: tuple[float, float]
     """HU range to which the graph clips its input."""
     thresholds: dict[str, Probability] = field(default_factory=dict)
-    """Threshold of `nodule` by false alarms a scan on validation, like ``{"1": 0.83, "4": 0.61}``; empty if unknown."""
+    """Threshold of the probability of a nodule by false alarms a scan on validation, like ``{"1": 0.83, "4": 0.61}``;
+    empty if unknown. With a calibration, it is one of calibrated probabilities."""
     tuned: CropTuning | None = None
     """What `thresholds` were chosen on; None without thresholds."""
+    calibration: CropCalibration | None = None
+    """Calibration of the probability; None if it is that of the output."""
     segmentation_sha256: Sha256 | None = None
     """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
     parity: CropParity | None = None
@@ -126,6 +153,8 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
         Window(*card.window_hu)
     except InputError as error:
         raise ModelError(str(error), where=where) from error
+    if card.calibration is not None and not all(map(math.isfinite, _numbers(card.calibration))):
+        raise ModelError("calibration: temperature and shift must be finite. Choose them again.", where=where)
     unusable = [key for key in card.thresholds if not _is_rate(key)]
     if unusable:
         raise ModelError(f"thresholds: {unusable[0]!r} is not a number of false alarms a scan.", where=where)
@@ -135,6 +164,10 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
 def is_crop_metadata(document: object) -> bool:
     """Return whether decoded metadata are those of a model of kind `crops`."""
     return isinstance(document, dict) and document.get("kind") == KIND
+
+
+def _numbers(calibration: CropCalibration) -> tuple[float, float]:
+    return calibration["temperature"], calibration["shift"]
 
 
 def _is_rate(text: str) -> bool:

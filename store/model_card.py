@@ -7,7 +7,7 @@ adds properties of an opened file: name, hash, and the sizes and outputs of its 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, get_args
 
 from msgspec import Meta
 
@@ -17,6 +17,7 @@ from slicemill.common.files import parse_json
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.store.crop_card import is_crop_metadata
 from slicemill.store.nodules_file import BUNDLE_SUFFIX
+from slicemill.store.training_scans import TrainingScans
 
 CONTRACT = 1
 METADATA_KEY = "slicemill"
@@ -52,6 +53,35 @@ NULLS = ("organ", "tumor", "context_spacing_mm", "spacing_mm")
 """Metadata that are written as null when they have no value; all others are left out."""
 Millimeters = Annotated[float, Meta(gt=0, le=MAX_MM)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e12)]
+Weight = Annotated[float, Meta(ge=-1e12, le=1e12)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionRule:
+    """A fitted rule: lesions with a score below `least_score` become organ.
+
+    The score is 1 / (1 + exp(-s)), where s is the intercept plus the sum of each feature times its weight. The features
+    are defined in `slicemill.infer.lesion_features`.
+    """
+
+    FEATURES: ClassVar = (
+        "log_volume_ml", "mean_probability", "peak_probability", "hu_over_organ", "depth_mm", "filled",
+    )  # fmt: skip
+
+    intercept: Weight
+    log_volume_ml: Weight
+    """Weight of the natural logarithm of the volume in ml. All further fields but `least_score` are weights, too."""
+    mean_probability: Weight
+    peak_probability: Weight
+    hu_over_organ: Weight
+    depth_mm: Weight
+    filled: Weight
+    least_score: NotNegative
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Return the weights in the order of FEATURES."""
+        return tuple(getattr(self, name) for name in self.FEATURES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +98,18 @@ class PostprocessRules:
     """Lesions smaller than this become organ (background where there is no organ label), ml."""
     min_lesion_probability: NotNegative = 0.0
     """Lesions with a lower mean tumor probability become organ, if the model outputs probabilities."""
+    min_lesion_peak: NotNegative = 0.0
+    """Lesions with a lower largest tumor probability become organ, if the model outputs probabilities."""
+    lesion_rule: LesionRule | None = None
+    """Fitted rule about lesions; None disables it."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the rules as plain JSON values."""
-        return to_document(self)
+        """Return the rules as plain JSON values.
+
+        Rules that version 0.1 did not know are left out where they are disabled, so that it reads the file.
+        """
+        later = {"min_lesion_peak": 0.0, "lesion_rule": None}
+        return {name: value for name, value in to_document(self).items() if name not in later or value != later[name]}
 
 
 def parse_postprocess_rules(document: object) -> PostprocessRules:
@@ -249,6 +287,8 @@ class ModelInfo:
     """Whether the graph has the optional output ``tumor``."""
     probability_dtype: str | None
     """Type of the optional output ``probability``, float32 or float16; None if the graph has no such output."""
+    training_scans: TrainingScans | None = None
+    """What the training scans were like; None if the file does not say it."""
 
     @property
     def labels(self) -> Labels:

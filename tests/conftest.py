@@ -1,6 +1,8 @@
 """Small phantoms, a store of them, and a briefly trained model. Each is made once for all processes of a run."""
 
+import contextlib
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import settings
 from slicemill.common.files import parse_location
 from slicemill.train.config import Config
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `slicemill train` does, before torch is loaded
 settings.register_profile("search", deadline=None, max_examples=2000, derandomize=False)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
 settings.load_profile("same")  # the same examples in every run: a failure then comes from a change
@@ -98,6 +101,26 @@ def model(trained, shared) -> Path:
         export(trained, folder / "tiny.onnx")
 
     return shared("model", make) / "tiny.onnx"
+
+
+@pytest.fixture(scope="session")
+def one_worker_client():
+    """A client of one worker process."""
+    from slicemill.ingest.cluster import open_client
+
+    with open_client(None, 1) as client:
+        yield client
+
+
+@pytest.fixture
+def one_worker(request, monkeypatch):
+    """Let every ingest of a test in this process use the same worker process: to start one takes seconds."""
+    from slicemill.ingest import pipeline
+
+    def keep(*_):
+        return contextlib.nullcontext(request.getfixturevalue("one_worker_client"))
+
+    monkeypatch.setattr(pipeline, "open_client", keep)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def run(*words, cwd):
 def install(folder, extra):
     """Make an environment with slicemill and one extra, and return its bin folder."""
     venv.create(folder, with_pip=True)
-    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    pip = (folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
     done = run(*pip, "-c", HERE / "constraints.txt", f"{HERE}[{extra}]", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "bin"

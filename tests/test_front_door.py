@@ -197,11 +197,8 @@ def test_an_error_while_a_command_runs_ends_the_command(tmp_path):
         run_command("ingest", "--help", show=lambda line: fail(line) if "Usage" in line else None)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.slow
-def test_a_stopped_demo_stops_its_command_and_is_continued_by_the_same_words(tmp_path, number, status):
-    """Ctrl-C reaches the whole group of a terminal; SIGTERM only the demo."""
-    words = slicemill_command("demo", "--out", tmp_path / "demo", "--cases", "12", "--epochs", "1")
+def stop_demo(words, folder, number):
+    """Start a demo, send it a signal while it trains, and return its exit status once none of its commands runs."""
     with subprocess.Popen(words, cwd=HERE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         for line in process.stdout:
             if line.startswith("24 cases to train") or " to validate, " in line:
@@ -211,14 +208,11 @@ def test_a_stopped_demo_stops_its_command_and_is_continued_by_the_same_words(tmp
         else:
             process.send_signal(number)
         process.communicate(timeout=120)
-    assert process.returncode == status
     deadline = time.monotonic() + 30
-    while any(str(tmp_path) in command for command in running_commands()) and time.monotonic() < deadline:
+    while any(str(folder) in command for command in running_commands()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert [command for command in running_commands() if str(tmp_path) in command] == []
-    assert (tmp_path / "demo" / "run" / "split.json").exists()
-    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert [command for command in running_commands() if str(folder) in command] == []
+    return process.returncode
 
 
 def running_commands():
@@ -229,9 +223,15 @@ def running_commands():
 
 
 @pytest.mark.slow
-def test_the_demo_runs_every_command_and_lists_its_output_files(tmp_path):
-    """A short training: every command runs and writes its files. `make demo STRICT=1` checks the goals."""
-    words = [sys.executable, "-m", "slicemill", "demo", "--out", str(tmp_path), "--cases", "12", "--epochs", "1"]
+def test_a_stopped_demo_is_continued_by_the_same_words_runs_every_command_and_lists_its_output_files(tmp_path):
+    """A short training: every command runs and writes its files. `make demo STRICT=1` checks the goals.
+
+    Ctrl-C reaches the whole group of a terminal; SIGTERM only the demo.
+    """
+    words = slicemill_command("demo", "--out", tmp_path, "--cases", "12", "--epochs", "1")
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        assert stop_demo(words, tmp_path, number) == status
+        assert (tmp_path / "run" / "split.json").exists()
     done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "goal missed: liver Dice" in done.stdout, "one epoch is not enough, and that is a note"

@@ -93,6 +93,8 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
 )
 def test_infer_accounts_for_every_odd_file_without_a_traceback(name, real_data, model, tmp_path):
     files = find_files(real_data / name)
+    if name == MASKS_ALONE:  # one of each of its folders: they are large, and alike within a folder
+        files = list({file.parent: file for file in files}.values())
     done = command("infer", model, *files, "--out", tmp_path / "out", "--provider", "cpu")
     assert "Traceback" not in done.stderr
     lines = [line for line in read_lines(tmp_path / "out" / "ledger.jsonl") if line["status"] != "begun"]

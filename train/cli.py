@@ -1,5 +1,6 @@
 """The commands `slicemill train` and `slicemill export`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,10 @@ from slicemill.train.settings import Recipe
 SLICES, TRAINING, CROPS = "Slices", "Training", "Classifier of candidates"
 """Panels of the options in --help."""
 CACHE_GB = 20.0
+PASSIVE_THREADS = ("OMP_WAIT_POLICY", "passive")
+"""Variable that OpenMP reads when torch is loaded: its threads sleep while they wait for each other. Threads that spin
+take the core that another one needs: beside ten others on two cores, a training step took 8.5 s, now 2.7 (CPU time 2.9
+and 1.1). The results are the same."""
 
 
 def train(
@@ -178,6 +183,7 @@ def train(
     slicemill train luna-store/ runs/nodules --crops
     slicemill train luna-store/ runs/malignancy --crops --malignancy --from runs/nodules
     """
+    os.putenv(*PASSIVE_THREADS)
     if crops or malignancy or base is not None:
         if not crops:
             raise UsageError("--malignancy and --from: apply to --crops; add --crops.")

@@ -235,18 +235,21 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "crop": 128,
         "window_low": -1000.0,
         "window_high": 400.0,
-        "tumor_share": 0.5,
-        "organ_share": 0.25,
-        "hard_share": 0.25,
+        "tumor_share": 0.4,
+        "organ_share": 0.2,
+        "hard_share": 0.2,
         "mining": 2,
         "lesion_balance": 1.0,
+        "tumor_weight": 4.0,
     },
 }
 """Settings that differ from the defaults, by recipe.
 
 ``nodules`` is for nodules in the lung, from points (`slicemill ingest --points`): the neighbors tell a nodule from a
-vessel, every nodule counts the same whatever its size, and a quarter of the slices each shows lung without nodules and
-false alarms. Crops of 128 pixels are 96 mm, three times the largest nodules."""
+vessel, and every nodule counts the same whatever its size. A fifth of the slices shows lung without nodules, a fifth
+false alarms, and a fifth a crop from anywhere: without these, lungs had a Dice of 0.97 on crops and 0.5 on whole
+slices. Crops of 128 pixels are 96 mm, three times the largest nodules. In 1,200 steps on synthetic chests, weights of 1
+and of 8 learned about alike; 4 lies between, and was not compared."""
 
 SETTING_TYPES: dict[str, Any] = get_type_hints(Config)
 CHOICES = {name: get_args(kind) for name, kind in SETTING_TYPES.items() if get_origin(kind) is Literal}

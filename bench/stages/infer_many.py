@@ -102,7 +102,7 @@ def segment_alone(model: Model, job: Job, out: Path) -> None:
         window[: len(batch.units)] = batch.neighbors
         batch.put(model.run(image, window, plan.outputs))
     segmented = scan.assembly.result()
-    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability)
+    postprocess(segmented.label, info.labels, info.rules, loaded.grid, segmented.tumor_probability, loaded.volume)
     report = make_report(model, loaded, segmented, job.name)
     write_json(out / f"{job.stem}.json", to_document(report))
     save_png(

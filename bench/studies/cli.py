@@ -1,4 +1,4 @@
-"""The commands `slicemill bench quality | yardstick | nodule-rules`."""
+"""The commands `slicemill bench quality | yardstick | nodule-rules | luna`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,7 @@ import typer
 from slicemill.bench.options import Json
 from slicemill.common.options import require_finite
 from slicemill.common.terminal import print_line
+from slicemill.infer.request import Provider
 
 Collection = Annotated[Path | None, typer.Option(help="Collection of scans with masks.")]
 Phantoms = Annotated[
@@ -146,6 +147,51 @@ def nodule_rules(
     if best.cpm >= record.limit:
         print_line(f"a rule solves the synthetic chests, with a CPM of {best.cpm:.3f}: {best.rule}")
         raise SystemExit(1)
+
+
+def luna(
+    data: Annotated[Path, typer.Argument(help="Folder with subset0 to subset9, annotations.csv, seg-lungs-LUNA16.")],
+    out: Annotated[Path, typer.Option(help="Folder of everything that is made. Repeat the command to resume it.")] = (
+        Path("luna")
+    ),
+    minutes: Annotated[
+        float,
+        typer.Option(callback=require_finite, help="Time limit of each segmentation's training, minutes.", min=0.1),
+    ] = 600.0,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each segmentation, at most.", min=1)] = None,
+    crop_epochs: Annotated[int | None, typer.Option(help="Epochs of each classifier; by default 30.", min=1)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of the segmentations as TOML, on top of --recipe nodules.")
+    ] = None,
+    provider: Annotated[Provider, typer.Option(help="Execution provider of the inference.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the commands and the time they would take, and stop.")
+    ] = False,
+) -> None:
+    """Train and test on the folds of LUNA16, or of a folder in its form: one FROC curve of all scans.
+
+    Each subset is judged by networks that never saw it. Candidates that a classifier learns from are found by
+    segmentations that never saw their scan. The same command resumes a killed run. Nobody has run it on LUNA16's scans.
+
+        slicemill bench luna luna16/ --dry-run
+        slicemill bench luna luna16/ --out luna/ --provider cuda
+    """
+    from slicemill.bench.studies.luna import describe_plan, run_luna
+    from slicemill.bench.studies.luna_folder import find_subsets, open_luna
+    from slicemill.bench.studies.luna_plan import LunaOptions
+    from slicemill.common.progress import progress
+
+    with progress("headers", len(find_subsets(data)), "subsets") as advance:
+        folder = open_luna(data, lambda name: advance(1, name))
+    options = LunaOptions(
+        data=data, out=out, minutes=minutes, epochs=epochs, crop_epochs=crop_epochs, config=config, provider=provider
+    )
+    for line in describe_plan(folder, options):
+        print_line(line)
+    if dry_run:
+        print_line("nothing was written (--dry-run)")
+        return
+    run_luna(folder, options)
 
 
 def _shipped_table(phantoms: int) -> Path:

@@ -43,6 +43,8 @@ class Lump:
     """Nearest slice of the center, from the lowest, 0."""
     peak: float
     """Highest probability, in steps of 1/255."""
+    mean: float
+    """Mean probability of its voxels."""
     volume_ml: float
     """Volume of the voxels of at least THRESHOLD."""
     diameter_mm: float
@@ -143,13 +145,15 @@ def _describe(lumps: _Lumps, affine: Floats) -> tuple[Lump, ...]:
             xyz_mm=(xyz[0], xyz[1], xyz[2]),
             slice=round(center[0]),
             peak=peak / 255,
+            mean=mean / 255,
             volume_ml=volume,
             diameter_mm=(6000 * volume / math.pi) ** (1 / 3),
         )
-        for xyz, center, peak, volume in zip(
+        for xyz, center, peak, mean, volume in zip(
             voxels_to_mm(affine, lumps.centers).tolist(),
             lumps.centers.tolist(),
             lumps.peak.tolist(),
+            (lumps.weights / lumps.voxels).tolist(),
             volumes.tolist(),
             strict=True,
         )

@@ -1,4 +1,4 @@
-"""The files of candidates: one JSON next to each mask, and a table and a JSON of all scans of a run.
+"""The files of candidates: JSON and page next to each mask, and a table, a JSON and a page of all scans of a run.
 
 ``candidates.csv`` has LUNA16's columns (``seriesuid,coordX,coordY,coordZ,probability``) and further ones, so that the
 challenge's program and `slicemill froc` read it. Every candidate is in it, whatever its probability.
@@ -14,7 +14,9 @@ from slicemill.common.files import write_csv, write_json
 
 ENDING = ".candidates.json"
 """End of the file next to a mask."""
-TABLES = re.compile(r"candidates(-\d+-of-\d+)?\.(json|csv)")
+PAGE_ENDING = ".candidates.html"
+"""End of the page next to a mask (`slicemill.infer.candidates.page`)."""
+TABLES = re.compile(r"candidates(-\d+-of-\d+)?\.(json|csv|html)")
 COLUMNS = (
     "seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm", "volume_ml", "slice", "malignancy"
 )  # fmt: skip
@@ -31,7 +33,7 @@ class CandidateRow:
     y_mm: float
     z_mm: float
     probability: float
-    """Probability of a nodule, by the classifier; without one, `peak`."""
+    """Probability of a nodule, by the classifier; without one, the mean of its voxels."""
     diameter_mm: float
     """Diameter of the ball of its volume."""
     volume_ml: float
@@ -41,6 +43,16 @@ class CandidateRow:
     """Highest probability of the segmentation."""
     malignancy: float | None = None
     """Probability that the nodule is malignant; None if the classifier does not output it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdAtRate:
+    """A threshold that `tune` chose."""
+
+    rate: float
+    """False alarms a scan, at most, on the cases it was chosen on."""
+    threshold: float
+    """A candidate counts from this probability on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,8 @@ class ScanCandidates:
     """Its hash; empty without one."""
     thresholds: dict[str, float]
     """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
+    calibration: dict[str, float] | None = None
+    """Temperature and shift that the classifier's output was calibrated with; None if it was not."""
     found: int
     """Lumps of the segmentation's probability."""
     outside_organ: int
@@ -69,6 +83,21 @@ class ScanCandidates:
     candidates: tuple[CandidateRow, ...]
     """The most probable first."""
 
+    @property
+    def rates(self) -> tuple[ThresholdAtRate, ...]:
+        """Return the thresholds, the fewest false alarms first."""
+        return sort_thresholds(self.thresholds)
+
+
+def sort_thresholds(thresholds: Mapping[str, float]) -> tuple[ThresholdAtRate, ...]:
+    """Return the thresholds of a classifier's metadata, the fewest false alarms first.
+
+    >>> [one.rate for one in sort_thresholds({"4": 0.2, "0.5": 0.9})]
+    [0.5, 4.0]
+    """
+    rates = [ThresholdAtRate(rate=float(rate), threshold=value) for rate, value in thresholds.items()]
+    return tuple(sorted(rates, key=lambda one: one.rate))
+
 
 def is_candidate_table(name: str) -> bool:
     """Return whether a relative path in an output folder is that of a run's candidates.
@@ -79,31 +108,36 @@ def is_candidate_table(name: str) -> bool:
     return TABLES.fullmatch(name) is not None
 
 
-def write_candidate_tables(out: Path, names: Mapping[str, str], part: str = "") -> int:
-    """Write the candidates of all scans of a run as CSV and JSON, from the files next to their masks.
+def read_scans(out: Path, names: Mapping[str, str]) -> dict[str, ScanCandidates]:
+    """Return the candidates of the scans of a run by the name of the scan, from the files next to their masks.
 
-    Parameters
-    ----------
-    names
-        Relative path of each mask without suffix -> the name of the scan, unique among all runs into the folder.
-    part
-        End of the files' names, for one of several runs into a folder.
-
-    Returns
-    -------
-    The number of candidates.
+    `names`: relative path of each mask without suffix -> the name of the scan, unique among all runs into the folder.
     """
-    scans = {
-        stem: read_document(ScanCandidates, out / f"{stem}{ENDING}")
+    return {
+        names[stem]: read_document(ScanCandidates, out / f"{stem}{ENDING}")
         for stem in sorted(names)
         if (out / f"{stem}{ENDING}").exists()
     }
+
+
+def write_candidate_tables(out: Path, scans: Mapping[str, ScanCandidates], part: str = "") -> None:
+    """Write the candidates of all scans of a run, by name, as CSV and JSON.
+
+    Parameters
+    ----------
+    part
+        End of the files' names, for one of several runs into a folder.
+    """
+    write_candidate_csv(out / f"candidates{part}.csv", scans)
+    write_json(out / f"candidates{part}.json", {"scans": [to_document(scan) for scan in scans.values()]})
+
+
+def write_candidate_csv(path: Path, scans: Mapping[str, ScanCandidates]) -> None:
+    """Write the candidates of scans, by name, in LUNA16's form with further columns."""
     rows = [
-        dict(zip(COLUMNS, (names[stem], one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
+        dict(zip(COLUMNS, (name, one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
                            one.slice, one.malignancy), strict=True))
-        for stem, scan in scans.items()
+        for name, scan in scans.items()
         for one in scan.candidates
     ]  # fmt: skip
-    write_csv(out / f"candidates{part}.csv", rows, COLUMNS)
-    write_json(out / f"candidates{part}.json", {"scans": [to_document(scan) for scan in scans.values()]})
-    return len(rows)
+    write_csv(path, rows, COLUMNS)

@@ -23,6 +23,7 @@ from slicemill.ct.window import Window
 from slicemill.infer.inputs.pictures import WARNING, is_picture, open_picture
 from slicemill.store.headers import read_grid, read_header
 from slicemill.store.reader import Store, open_store
+from slicemill.store.training_scans import TrainingScans, describe_scan, find_differences
 
 Stamp = tuple[int | float | str, ...]
 """Version tag of a scan's content: sizes, times and window of its files, or the hash of a stored case's source."""
@@ -117,9 +118,11 @@ class OpenScan:
     """Read the voxels. The argument allocates the array; stores and pictures do not use it."""
     series: Series | None = None
     """The DICOM series that the scan is; None for other formats."""
+    has_size: bool = True
+    """False for a picture, whose pixels have no known size."""
 
-    def load(self, voxels: Voxels, *, strict: bool = False) -> LoadedScan:
-        """Return the scan with its voxels and all its warnings.
+    def load(self, voxels: Voxels, trained: TrainingScans | None = None, *, strict: bool = False) -> LoadedScan:
+        """Return the scan with its voxels and all its warnings; with `trained`, how it differs from training scans.
 
         Raises
         ------
@@ -127,12 +130,21 @@ class OpenScan:
             `strict`, and the scan has a warning.
         """
         of_voxels = (*hu_range(voxels.volume).warnings(), *rounding_warnings(voxels.max_rounding_error_hu))
-        warnings = (*self.warnings, *of_voxels)
+        differences = find_training_differences(trained if self.has_size else None, voxels.volume, self.grid)
+        warnings = (*self.warnings, *of_voxels, *differences)
         if strict and warnings:
             raise ScanError(f"--strict refuses a scan with warnings: {'; '.join(warnings)}.", where=self.path)
         return LoadedScan(
             volume=voxels.volume, grid=self.grid, header=self.header, warnings=warnings, series=self.series
         )
+
+
+def find_training_differences(trained: TrainingScans | None, volume: npt.NDArray[np.int16], grid: Grid) -> list[str]:
+    """Return a warning about what of a scan, int16[z, y, x], HU, is outside of what a model was trained on."""
+    if trained is None:
+        return []
+    traits = describe_scan(volume.__getitem__, len(volume), grid.spacing_mm)
+    return find_differences(trained, traits)
 
 
 @contextmanager
@@ -158,6 +170,7 @@ def open_scan(job: Job) -> Iterator[OpenScan]:
                 header=picture.header,
                 warnings=(WARNING,),
                 read=lambda _: Voxels(volume=picture.decode()),
+                has_size=False,
             )
         return
     if not is_scan_name(job.path.name) and not is_dicom(job.path):
@@ -201,8 +214,8 @@ def _open_case(store: Location, case_id: str) -> OpenScan:
     )
 
 
-def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:
-    """Read a job's scan into memory.
+def load_scan(job: Job, trained: TrainingScans | None = None, *, strict: bool = False) -> LoadedScan:
+    """Read a job's scan into memory; with `trained`, it has a warning if it differs from the training scans.
 
     Raises
     ------
@@ -210,4 +223,4 @@ def load_scan(job: Job, *, strict: bool = False) -> LoadedScan:
         The file cannot be read as a CT scan, or it has a warning and `strict` is set.
     """
     with open_scan(job) as scan:
-        return scan.load(scan.read(np.empty), strict=strict)
+        return scan.load(scan.read(np.empty), trained, strict=strict)

@@ -30,6 +30,7 @@ from slicemill.store.model_card import (
     decode_metadata,
     network_name,
 )
+from slicemill.store.training_scans import TRAINING_SCANS_KEY, decode_training_scans
 
 PROBABILITY_TYPES = {None: None, "tensor(float)": "float32", "tensor(float16)": "float16"}
 
@@ -274,7 +275,8 @@ def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         It is not a slicemill model of this contract.
     """
     try:
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        metadata = session.get_modelmeta().custom_metadata_map
+        text = metadata.get(METADATA_KEY)
         inputs = {entry.name: entry for entry in session.get_inputs()}
         types = {entry.name: entry.type for entry in [*inputs.values(), *session.get_outputs()]}
     except UnicodeDecodeError as error:
@@ -308,6 +310,7 @@ def read_model_info(session: Any, path: Path, sha256: str) -> ModelInfo:
         size=_slice_size(inputs["image"].shape, card, path),
         gives_tumor="tumor" in types,
         probability_dtype=PROBABILITY_TYPES[types.get("probability")],
+        training_scans=decode_training_scans(metadata.get(TRAINING_SCANS_KEY), str(path)),
     )
 
 

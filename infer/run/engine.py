@@ -194,7 +194,9 @@ class Engine:
             self._note_bug(error)
             self._steps.fail(job, error)
         else:
-            if current is not None:
+            if current is None:
+                self._queue.release(sum(taken))
+            else:
                 self._scans[current.scan] = current
                 self._queue.add(current.scan)
 

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from slicemill.common.documents import from_document, to_document
 from slicemill.common.errors import InputError
-from slicemill.common.files import open_stream, parse_lines
+from slicemill.common.files import open_stream, parse_lines, sha256_of_file
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
 from slicemill.infer.inputs.gather import MASK_SUFFIXES
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
-from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.options import InferOptions, without_dicom
 from slicemill.infer.run.outputs import extra_names, output_names
 from slicemill.infer.run.summary import ScanOutcome
 
@@ -60,6 +60,8 @@ class LedgerLine:
     """Name endings of the files next to the mask (`slicemill.infer.run.outputs.extra_names`); written only if any."""
     passing: bool = False
     """Whether another run may succeed, so that it tries the scan again; written only if true."""
+    mask_sha256: str = ""
+    """Hash of the mask's file; written only for DICOM series that are done."""
 
     @property
     def outcome(self) -> ScanOutcome:
@@ -78,7 +80,7 @@ class LedgerLine:
     def as_json(self) -> dict[str, Any]:
         """Return the line as JSON values."""
         document = to_document(self)
-        optional = ("warnings", "extras", "passing")
+        optional = ("warnings", "extras", "passing", "mask_sha256")
         return {key: value for key, value in document.items() if value or key not in optional}
 
 
@@ -88,6 +90,7 @@ class RunLedger:
     def __init__(self, out: Path, model: Model, options: InferOptions) -> None:
         self.out = out
         self.options = options
+        self.info = model.info
         self._model = model
         self._ledger = Ledger(out / LEDGER)
         self._lock = threading.Lock()
@@ -98,6 +101,8 @@ class RunLedger:
         """Names of the scans of each stem."""
         self._written: dict[str, set[str]] = {}
         """Name endings of the files that runs have written next to each mask, by its name."""
+        self._sources: dict[str, str] = {}
+        """Hash of the location of the scan that each mask was made from, by its name."""
         self._read_bytes = 0
         self._read_new_lines()
 
@@ -121,6 +126,8 @@ class RunLedger:
                     self._written.setdefault(line.name, set()).update(line.extras)
                 elif line.status == "done":  # it had removed those of earlier runs
                     self._written[line.name] = set(line.extras)
+                if line.status in ("begun", "done"):  # a scan that failed wrote nothing
+                    self._sources[line.name] = line.source
                 names.append(line.name)
         return names
 
@@ -158,6 +165,18 @@ class RunLedger:
             return ScanOutcome(name=job.name, status="failed", reason=reason)
         return None
 
+    def find_mask(self, job: Job) -> LedgerLine | None:
+        """Return the line of a job's mask if it differs from what this run would make in DICOM results only, or None.
+
+        A mask that was changed since it was written does not count.
+        """
+        line, path = self._lines.get(job.name), self.out / job.name
+        if line is None or line.status != "done" or not line.mask_sha256 or self.options.overwrite:
+            return None
+        if not self._is_current(line, job, dicom=False) or not path.exists():
+            return None
+        return line if sha256_of_file(path) == line.mask_sha256 else None
+
     def _find_conflict(self, job: Job) -> str | None:
         """Return why a job must not write its files, or None: they, or some of their names, are those of another scan.
 
@@ -174,8 +193,8 @@ class RunLedger:
             return None
         if job.name not in self._written:
             names = output_names(job, self._extras)
-        else:  # runs wrote what there is; the mask's line tells of which scan
-            names = [] if self._lines[job.name].source == job.source_id else [job.name]
+        else:  # runs wrote what there is
+            names = [] if self._sources[job.name] == job.source_id else [job.name]
         existing = [self.out / name for name in names if (self.out / name).exists()]
         return f"{existing[0]}: was not made from {job.path}; {way_out}" if existing else None
 
@@ -184,13 +203,17 @@ class RunLedger:
         known = self._names_of.get(job.stem, set())
         return sorted({*known, *(job.stem + suffix for suffix in MASK_SUFFIXES)} - {job.name})
 
-    def _is_current(self, line: LedgerLine, job: Job) -> bool:
-        """Return whether a line matches this job's current content, this model and these options."""
+    def _is_current(self, line: LedgerLine, job: Job, *, dicom: bool = True) -> bool:
+        """Return whether a line matches this job's current content, this model and these options.
+
+        Without `dicom`, options about DICOM results may differ.
+        """
+        theirs, ours = line.options, self.options.as_json()
         return (
             line.source == job.source_id
             and line.stamp == job.stamp()
-            and line.model_sha256 == self._model.info.sha256
-            and line.options == self.options.as_json()
+            and line.model_sha256 == self.info.sha256
+            and (theirs == ours if dicom else without_dicom(theirs) == without_dicom(ours))
         )
 
     def update_outcome(self, job: Job) -> ScanOutcome | None:
@@ -237,7 +260,15 @@ class RunLedger:
                 if name == one.name or name not in self._lines:  # a mask of another scan is kept
                     (self.out / name).unlink(missing_ok=True)
 
-    def append(self, job: Job, outcome: ScanOutcome, *, stamp: Stamp | None = None, begun: bool = False) -> None:
+    def append(
+        self,
+        job: Job,
+        outcome: ScanOutcome,
+        *,
+        stamp: Stamp | None = None,
+        begun: bool = False,
+        mask_sha256: str = "",
+    ) -> None:
         """Append a line.
 
         Parameters
@@ -246,13 +277,15 @@ class RunLedger:
             The scan's version tag when it was read; None for a scan that was not read.
         begun
             Whether the scan's files are about to be written, not finished.
+        mask_sha256
+            Hash of the mask's file; empty if later runs need not know it.
         """
         line = LedgerLine(
             name=job.name,
             source=job.source_id,
             status="begun" if begun else outcome.status,
             stamp=stamp or job.stamp(),
-            model_sha256=self._model.info.sha256,
+            model_sha256=self.info.sha256,
             options=self.options.as_json(),
             provider=self._model.provider,
             slices=outcome.slices,
@@ -262,6 +295,7 @@ class RunLedger:
             reason=outcome.reason,
             extras=self._extras if begun or outcome.status == "done" else (),
             passing=outcome.passing,
+            mask_sha256=mask_sha256,
         )
         with self._lock:
             self._ledger.append(line.as_json())

@@ -1,15 +1,22 @@
 """Options of a run, and the memory and threads that it may use."""
 
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
+from slicemill.ct.page_options import VIEWER_MB, check_viewer_mb
 from slicemill.infer.slices.assembly import RangeChoice, ScanPlan
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
+DICOM = "dicom_"
+"""Start of the names of options about DICOM results in `InferOptions.as_json`."""
 MAX_READERS, MAX_WRITERS = 8, 8
 MAX_GB = 1e6
+GZIP_RATIO = 50
+"""Assumed effect of gzip on a volume. Most masks get smaller still, and none is to be refused that would fit."""
 WORKING_BYTES = 16
 """Bytes per voxel that post-processing may take: for noise of three labels. Organ labels need almost none."""
 
@@ -37,6 +44,8 @@ class InferOptions:
     """Whether candidates are written without a classifier; a classifier's always are."""
     classifier_sha256: str = ""
     """Hash of the classifier that judges candidates; empty without one."""
+    viewer_mb: float = VIEWER_MB
+    """MiB of pictures in the page of a scan's candidates; 0 for no pages."""
     batch: int = 0
     """Slices in a batch; 0 for the provider's default (`slicemill.infer.runtime.capacity`)."""
     readers: int = 0
@@ -59,6 +68,7 @@ class InferOptions:
             raise UsageError(
                 f"--max-memory {self.max_memory_gb:g}: must be 0 to {MAX_GB:g} GB; 0 is half of the free memory."
             )
+        check_viewer_mb(self.viewer_mb)
         if not self.devices or len(set(self.devices)) != len(self.devices) or min(self.devices) < 0:
             raise UsageError(
                 f"--device {','.join(map(str, self.devices))}: expected numbers of GPUs, each once, like 0,1."
@@ -68,6 +78,11 @@ class InferOptions:
     def has_candidates(self) -> bool:
         """Return whether candidates are written."""
         return self.candidates or bool(self.classifier_sha256)
+
+    @property
+    def has_candidate_pages(self) -> bool:
+        """Return whether a page of candidates is written for each scan."""
+        return self.has_candidates and self.viewer_mb > 0
 
     def for_worker(self, index: int) -> "InferOptions":
         """Return the same options for one of several workers, with a separate summary name."""
@@ -88,7 +103,18 @@ class InferOptions:
             changed[f"classifier {self.classifier_sha256}"] = True
         elif self.candidates:
             changed["candidates"] = True
-        return changed | {f"dicom_{name}": True for name in self.dicom.changes()}
+        if self.has_candidates and self.viewer_mb != VIEWER_MB:
+            changed[f"viewer_mb {self.viewer_mb:g}"] = True
+        return changed | {f"{DICOM}{name}": True for name in self.dicom.changes()}
+
+
+def without_dicom(options: Mapping[str, bool]) -> dict[str, bool]:
+    """Return the options of `InferOptions.as_json` that change the mask or what is written beside it but DICOM results.
+
+    >>> without_dicom(InferOptions(separate=True, dicom=DicomOptions(seg=True)).as_json())
+    {'separate': True}
+    """
+    return {name: value for name, value in options.items() if not name.startswith(DICOM)}
 
 
 def count_threads(requested: int, most: int) -> int:
@@ -105,6 +131,12 @@ def estimate_scan_bytes(plan: ScanPlan) -> int:
     bytes_per_voxel = 2 + 1 + (plan.tumor_class is not None) + maps + WORKING_BYTES
     resampled = 0 if plan.resampling is None else 2 * height * width
     return nz * (bytes_per_voxel * ny * nx + resampled)
+
+
+def estimate_output_bytes(plan: ScanPlan, names: Sequence[str]) -> int:
+    """Return the disk space that the volumes of a scan with these file names take about, bytes."""
+    voxels = math.prod(plan.shape)
+    return sum(voxels // GZIP_RATIO if name.endswith(".gz") else voxels for name in names)
 
 
 def memory_for_scans(max_memory_gb: float, lanes_bytes: int) -> int:

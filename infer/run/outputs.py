@@ -12,7 +12,7 @@ from slicemill.ct.formats.names import is_scan_name, strip_suffix
 from slicemill.ct.formats.open import scan_files
 from slicemill.ct.labels import Labels
 from slicemill.infer.candidates.records import ENDING as CANDIDATES
-from slicemill.infer.candidates.records import is_candidate_table
+from slicemill.infer.candidates.records import PAGE_ENDING, is_candidate_table
 from slicemill.infer.inputs.jobs import Job
 from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.summary import is_summary
@@ -118,7 +118,7 @@ def extra_path(job: Job, extra: str) -> str:
     >>> extra_path(Job(name="p1/ct.nii.gz", path=Path("ct")), ".seg.dcm")
     'p1/ct.seg.dcm'
     """
-    if extra in (*ENDINGS, CANDIDATES):
+    if extra in (*ENDINGS, CANDIDATES, PAGE_ENDING):
         return job.stem + extra
     suffix = job.name[len(job.stem) :]
     return f"{job.stem}_{extra}{suffix}"
@@ -131,7 +131,8 @@ def extra_names(labels: Labels, options: InferOptions) -> list[str]:
     ['liver', '.seg.dcm']
     """
     candidates = [CANDIDATES] if options.has_candidates else []
-    return [*volume_names(labels, options), *options.dicom.endings(), *candidates]
+    pages = [PAGE_ENDING] if options.has_candidate_pages else []
+    return [*volume_names(labels, options), *options.dicom.endings(), *candidates, *pages]
 
 
 def volume_names(labels: Labels, options: InferOptions) -> list[str]:

@@ -17,26 +17,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from slicemill.common.disk import require_space
 from slicemill.common.documents import to_document
 from slicemill.common.errors import ProviderError, ReadError
 from slicemill.common.failures import explain_failure
-from slicemill.common.files import write_json
+from slicemill.common.files import sha256_of_file, write_json
 from slicemill.common.left_out import LeftOut
 from slicemill.common.progress import Advance, progress
 from slicemill.common.terminal import count_noun
-from slicemill.ct.formats.dicom_objects.maker import Maker
-from slicemill.ct.formats.dicom_objects.results import SegmentedScan, write_results
-from slicemill.ct.formats.dicom_objects.source_series import describe_source
+from slicemill.ct.formats.dicom_objects.results import SegmentedScan
 from slicemill.ct.formats.nifti.header import sign_header
 from slicemill.ct.formats.nifti.write import write_volume
 from slicemill.ct.pictures import save_png
 from slicemill.infer.candidates.judge import CandidateJudge
+from slicemill.infer.candidates.page import write_candidate_page, write_run_page
 from slicemill.infer.candidates.records import ENDING as CANDIDATES
-from slicemill.infer.candidates.records import write_candidate_tables
+from slicemill.infer.candidates.records import PAGE_ENDING, ScanCandidates, read_scans, write_candidate_tables
 from slicemill.infer.inputs.dicom import require_series
-from slicemill.infer.inputs.jobs import Job, Stamp, open_scan
+from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.classifier import Classifier
 from slicemill.infer.network.lanes import estimate_lane_memory
 from slicemill.infer.network.model import Model
@@ -44,7 +43,9 @@ from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.report import draw_overlay, make_report
 from slicemill.infer.run.buffers import BufferPool
+from slicemill.infer.run.dicom_results import add_dicom, find_mask, write_dicom
 from slicemill.infer.run.engine import Engine, Limits, ScanInProgress, Steps
+from slicemill.infer.run.extra_volumes import make_extra_volumes
 from slicemill.infer.run.folder_claim import claim_folder
 from slicemill.infer.run.ledger import RunLedger
 from slicemill.infer.run.options import (
@@ -52,6 +53,7 @@ from slicemill.infer.run.options import (
     MAX_WRITERS,
     InferOptions,
     count_threads,
+    estimate_output_bytes,
     estimate_scan_bytes,
     memory_for_scans,
 )
@@ -59,7 +61,7 @@ from slicemill.infer.run.outputs import check_output_paths, extra_names, extra_p
 from slicemill.infer.run.summary import ScanOutcome, Summary, write_summary
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import HOSTS, batch_capacity
-from slicemill.infer.slices.assembly import Segmentation, labels_in_range, plan_scan, select_outputs
+from slicemill.infer.slices.assembly import labels_in_range, plan_scan, select_outputs
 from slicemill.infer.slices.batches import NetworkScan
 
 DEFAULTS = InferOptions()
@@ -197,9 +199,18 @@ class BulkRun:
             plan = plan_scan(self._model.info, shape, spacing_mm, self._options.predict, in_range=self._in_range)
             memory_bytes = estimate_scan_bytes(plan)
             reserve_memory(memory_bytes)
+            if (made := find_mask(self._ledger, job, self._model.info)) is not None:
+                self._end(job, add_dicom(self._ledger, job, scan, stamp, made))
+                self._advance(1, "DICOM results of masks that exist")
+                return None
+            volumes = [
+                job.name,
+                *(extra_path(job, name) for name in volume_names(self._model.info.labels, self._options)),
+            ]
+            require_space(self._ledger.out, estimate_output_bytes(plan, volumes), "its mask")
             with self._watch.timed("decode"):
                 voxels = scan.read(self._buffers.empty)
-                loaded = scan.load(voxels, strict=self._options.strict)
+                loaded = scan.load(voxels, self._model.info.training_scans, strict=self._options.strict)
                 seen = plan.resample(voxels.volume)
             if job.stamp() != stamp:
                 raise ReadError("changed while it was read; the next run segments it again.", where=job.path)
@@ -219,7 +230,8 @@ class BulkRun:
                 candidates = self._judge.judge(loaded, segmentation, job.name)
         with self._watch.timed("post"):
             if self._options.postprocess:
-                postprocess(segmentation.label, info.labels, info.rules, loaded.grid, segmentation.tumor_probability)
+                probability = segmentation.tumor_probability
+                postprocess(segmentation.label, info.labels, info.rules, loaded.grid, probability, loaded.volume)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmentation, job.name)
             title = f"{job.stem}  {report.answer}" + ("  WARNING, see the report" if report.warnings else "")
@@ -240,32 +252,29 @@ class BulkRun:
             write_json(out / f"{job.stem}.json", to_document(report))
             if candidates is not None:
                 write_json(out / extra_path(job, CANDIDATES), to_document(candidates))
+                self._write_candidate_page(job, loaded, candidates)
             save_png(out / f"{job.stem}.png", picture)
-            for extra in self._extras(segmentation):
+            for extra in make_extra_volumes(info.labels, segmentation, self._options):
                 path = out / extra_path(job, extra.name)
                 write_volume(path, header, np.uint8, loaded.grid.to_file(extra.volume), slope=extra.slope)
-            if loaded.series is not None and self._options.dicom.endings():
+            if loaded.series is not None:
                 scan = SegmentedScan(
                     label=segmentation.label,
                     labels=info.labels,
                     image=loaded.volume,
                     probability=segmentation.tumor_probability,
                 )
-                maker = Maker(name=info.name, sha256=info.sha256)
-                write_results(out / job.stem, describe_source(loaded.series), scan, maker, self._options.dicom)
+                write_dicom(out / job.stem, loaded.series, scan, info, self._options.dicom)
             write_volume(out / job.name, header, np.uint8, loaded.grid.to_file(segmentation.label))
-            self._ledger.append(job, outcome, stamp=stamp)
+            sha256 = "" if loaded.series is None else sha256_of_file(out / job.name)
+            self._ledger.append(job, outcome, stamp=stamp, mask_sha256=sha256)
         self._end(job, outcome)
 
-    def _extras(self, segmentation: Segmentation) -> Iterator["_ExtraVolume"]:
-        """Yield the volumes to write next to the mask."""
-        names = volume_names(self._model.info.labels, self._options)
-        if self._options.separate:
-            for name, value in zip(names, self._model.info.labels.values.values(), strict=False):
-                yield _ExtraVolume(name, (segmentation.label == value).view(np.uint8), 1.0)
-        if segmentation.probability is not None:
-            for name, volume in zip(names[-len(segmentation.probability) :], segmentation.probability, strict=True):
-                yield _ExtraVolume(name, volume, 1 / 255)
+    def _write_candidate_page(self, job: Job, loaded: LoadedScan, candidates: ScanCandidates) -> None:
+        if self._options.has_candidate_pages:
+            path, name = self._ledger.out / extra_path(job, PAGE_ENDING), job.short_name or job.stem
+            affine, most_mb = loaded.grid.affine_lps, self._options.viewer_mb
+            write_candidate_page(path, name, candidates, loaded.volume, affine, most_mb)
 
     def fail(self, job: Job, error: Exception) -> None:
         """Record the reason of a scan's failure; on a full disk, only the summary records it."""
@@ -293,18 +302,6 @@ class BulkRun:
         if claimed is not None:
             claimed.claim.close()
         self.on_outcome(outcome)
-
-
-@dataclass(frozen=True, slots=True)
-class _ExtraVolume:
-    """A volume that is written next to a mask."""
-
-    name: str
-    """End of the file's name."""
-    volume: npt.NDArray[np.uint8]
-    """uint8[z, y, x]."""
-    slope: float
-    """Value of one step of the stored integers, for the NIfTI header."""
 
 
 def describe_device(model: Model, options: InferOptions) -> str:
@@ -381,7 +378,10 @@ def infer(
             if judge is not None:
                 names = {one.name for one in summary.outcomes if one.status != "failed" and is_ours(one)}
                 in_table = {job.stem: job.short_name or job.stem for job in jobs if job.name in names}
-                write_candidate_tables(out, in_table, options.part)
+                scans = read_scans(out, in_table)
+                write_candidate_tables(out, scans, options.part)
+                stems = {name: stem for stem, name in in_table.items()}
+                write_run_page(out / f"candidates{options.part}.html", scans, stems)
     return summary
 
 

@@ -33,7 +33,7 @@ class OutcomeRow:
     answer: str = ""
     """Main result as one line (`ScanReport.answer`)."""
     reason: str = ""
-    """Reason why the scan was skipped or failed."""
+    """Reason why the scan was skipped or failed, or why it was not segmented although it is done."""
     warnings: str = ""
     """Warnings about the scan, separated by semicolons."""
 

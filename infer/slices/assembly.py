@@ -1,5 +1,6 @@
 """Volume assembly: combines a network's outputs slice by slice on the scan's grid."""
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class ScanPlan:
     predict: PredictOptions
     network_size: tuple[int, int]
     """Height and width of the network's input."""
+    window_hu: tuple[int, int] | None = None
+    """HU that slices are clipped to before they are resampled, as in training; None if the model does not say it."""
     unknown_value: int | None = None
     """Value that marks network outputs that are not labels; None if the network outputs labels only."""
     range_rule: RangeRule | None = None
@@ -83,12 +86,17 @@ class ScanPlan:
         return neighbors(z, self.shape[0], self.context, self.neighbor_step)
 
     def resample(self, volume: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-        """Return slices int16[z, y, x], HU, at the network's pixel size."""
+        """Return slices int16[z, y, x], HU, at the network's pixel size.
+
+        They are clipped to the model's window first, as training does: a mean of bone and air is no soft tissue.
+        """
         if self.resampling is None:
             return volume
         out = np.empty((len(volume), *self.resampling.shape), dtype=np.int16)
         for section, row in zip(volume, out, strict=True):
-            row[...] = self.resampling.image_to_network(section)
+            row[...] = self.resampling.image_to_network(
+                section if self.window_hu is None else np.clip(section, *self.window_hu)
+            )
         return out
 
 
@@ -149,9 +157,19 @@ def plan_scan(
         outputs=outputs,
         predict=predict,
         network_size=info.size,
+        window_hu=whole_window(info.card.window_hu),
         unknown_value=info.unknown,
         range_rule=make_range_rule(info.labels, spacing_mm[0]) if in_range else None,
     )
+
+
+def whole_window(window_hu: tuple[float, float] | None) -> tuple[int, int] | None:
+    """Return the whole HU around a window, or None without one.
+
+    >>> whole_window((-200.5, 300.0))
+    (-201, 300)
+    """
+    return None if window_hu is None else (math.floor(window_hu[0]), math.ceil(window_hu[1]))
 
 
 def labels_in_range(info: ModelInfo, choice: RangeChoice, predict: PredictOptions, *, postprocess: bool) -> bool:

@@ -13,7 +13,7 @@ from slicemill.common.files import Location, parse_location, read_file
 from slicemill.common.tables import read_table
 from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.names import list_path_names
-from slicemill.ct.points import Point
+from slicemill.ct.points import Point, has_ratings
 from slicemill.store.reader import is_store, open_store
 
 Floats = npt.NDArray[np.float64]
@@ -75,6 +75,10 @@ class Findings:
     """The same of findings that are neither hits nor false positives."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Scan -> the group of each included finding; empty without groups."""
+    malignancy: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Scan of a store -> the malignancy of each included finding, as in its source; None for one without."""
+    ratings: bool = False
+    """Whether these are ratings from 1 to 5 (`slicemill.ct.points.has_ratings`)."""
     patients: Mapping[str, str] | None = None
     """Scan -> patient; None if they are not known."""
     aliases: Aliases = field(default_factory=Aliases)
@@ -122,6 +126,11 @@ class FindingFiles:
     group: str | None = None
     """Column that groups the findings; of a store: a further column that it keeps."""
 
+    @property
+    def is_store(self) -> bool:
+        """Return whether the findings are those of a slice store."""
+        return is_store(parse_location(self.annotations))
+
 
 def read_findings(files: FindingFiles) -> Findings:
     """Read the findings.
@@ -145,7 +154,7 @@ def read_findings(files: FindingFiles) -> Findings:
 
 def _read_files(files: FindingFiles) -> Findings:
     root = parse_location(files.annotations)
-    if is_store(root):
+    if files.is_store:
         if files.excluded is not None or files.patients is not None:
             raise UsageError("a store has excluded findings and patients of its own; leave out --excluded, --patients.")
         return read_store_findings(root, files.scans, files.group)
@@ -188,6 +197,7 @@ def read_store_findings(root: Location, chosen: Path | None, group: str | None) 
     if bare:
         raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
     everywhere = {case.case_id: [one for one in case.points or () if one.kind == "nodule"] for case in store.values()}
+    ratings = has_ratings(one.malignancy for points in everywhere.values() for one in points)
     nodules = {case_id: everywhere.pop(case_id) for case_id in ids}
     known = {name for points in nodules.values() for point in points for name in (*point.further, *point.words)}
     if group is not None and group not in known:
@@ -199,6 +209,8 @@ def read_store_findings(root: Location, chosen: Path | None, group: str | None) 
         groups={case_id: tuple(_name_group(group, one) for one in points) for case_id, points in nodules.items()}
         if group
         else {},
+        malignancy={case_id: tuple(one.malignancy for one in points) for case_id, points in nodules.items()},
+        ratings=ratings,
         patients={case.case_id: case.info.patient_id for case in cases},
         aliases=aliases,
         unlisted={case_id: len(points) for case_id, points in everywhere.items() if points},

@@ -22,6 +22,7 @@ from slicemill.common.documents import to_document
 from slicemill.ct.points import UNKNOWN_DIAMETER_MM
 from slicemill.measure.evaluation.findings import Findings, read_points
 from slicemill.measure.evaluation.froc import FreeResponse, NoFindings, ScanHits, analyze_free_response
+from slicemill.measure.evaluation.malignancy import MalignancyScores
 
 Floats = npt.NDArray[np.float64]
 MOST_CANDIDATES = 100
@@ -42,6 +43,8 @@ class Luna16Result:
     resampled: Literal["scans", "patients"]
     """What the intervals are over."""
     response: FreeResponse | NoFindings
+    malignancy: MalignancyScores | None = None
+    """Malignancy by patient; None without it in candidates or findings."""
     parts: Mapping[str, FreeResponse | NoFindings]
     """Diameter band or group -> its curve. Findings of other parts are neither hits nor false positives in it."""
 
@@ -54,6 +57,7 @@ class Luna16Result:
             "rows_left_out_of_store": self.left_out_rows,
             "intervals_over": self.resampled,
             **to_document(self.response),
+            "malignancy": None if self.malignancy is None else self.malignancy.as_json(),
             "parts": {name: to_document(one) for name, one in self.parts.items()},
         }
 
@@ -67,9 +71,7 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         The file cannot be read, lacks a column, has a value that is not a number, a name of several scans, or two names
         of one.
     """
-    points = read_points(results, "probability")
-    scans = findings.aliases.resolve_all(points, results)
-    candidates = {scans[name]: rows for name, rows in points.items()}
+    candidates = read_candidates(results, findings)
     patients = None
     if findings.patients is not None:
         patients = [findings.patients[name] for name in findings.scans]
@@ -86,6 +88,13 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         response=analyze_free_response(_find_all_hits(candidates, findings, None), patients),
         parts=parts,
     )
+
+
+def read_candidates(results: Path, findings: Findings) -> dict[str, Floats]:
+    """Read point detections: scan -> float64[n, 4], x, y, z in mm, probability; see `score_points` for errors."""
+    points = read_points(results, "probability")
+    scans = findings.aliases.resolve_all(points, results)
+    return {scans[name]: rows for name, rows in points.items()}
 
 
 Chosen = Mapping[str, npt.NDArray[np.bool_]]
@@ -135,9 +144,9 @@ def find_hits(candidates: Floats, included: Floats, excluded: Floats) -> ScanHit
         float64[m, 4]: x, y, z in mm, diameter in mm.
     """
     kept = keep_most_probable(candidates)
-    hits = [_are_near(kept, finding) for finding in included]
+    hits = [are_near(kept, finding) for finding in included]
     not_false = np.zeros(len(kept), dtype=bool)
-    for hit in [*hits, *(_are_near(kept, finding) for finding in excluded)]:
+    for hit in [*hits, *(are_near(kept, finding) for finding in excluded)]:
         not_false |= hit
     return ScanHits(
         found=tuple(float(kept[hit, 3].max()) for hit in hits if hit.any()),
@@ -155,6 +164,7 @@ def keep_most_probable(candidates: Floats) -> Floats:
     return kept
 
 
-def _are_near(candidates: Floats, finding: Floats) -> npt.NDArray[np.bool_]:
+def are_near(candidates: Floats, finding: Floats) -> npt.NDArray[np.bool_]:
+    """Return bool[n]: which candidates hit a finding."""
     diameter = finding[3] if finding[3] >= 0 else UNKNOWN_DIAMETER_MM
     return np.asarray(((candidates[:, :3] - finding[:3]) ** 2).sum(axis=1) < (diameter / 2) ** 2, dtype=bool)

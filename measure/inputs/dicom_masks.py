@@ -1,4 +1,4 @@
-"""Masks in DICOM below a folder: SEG, RTSTRUCT, and series of label values; and the series that they are masks of."""
+"""Masks of DICOM series below a folder: SEG, RTSTRUCT, series of label values, PNG slices; and these series."""
 
 import contextlib
 from collections.abc import Iterable, Sequence
@@ -13,23 +13,15 @@ from slicemill.ct.formats.dicom_objects.open_mask import References, is_mask_obj
 from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.ct.formats.names import strip_suffix
 from slicemill.ct.formats.nifti.header import read_signature
+from slicemill.ct.formats.png_slices import find_png_folders, is_png_folder
+from slicemill.ct.mask_files import find_png_masks
+from slicemill.ct.name_words import folder_role
 from slicemill.ct.naming import parse_name
 from slicemill.measure.inputs.infer_output import read_report
 
 SUFFIX = ".nii.gz"
 """Suffix of the name that a mask in DICOM gets, so that it pairs as the mask of `infer` does."""
 NO_REFERENCES = References(frame_of_reference_uid="", series_uids=())
-
-
-@dataclass(frozen=True, kw_only=True)
-class DicomMask:
-    """A SEG, an RTSTRUCT or a series of label values."""
-
-    path: Path
-    relative: str
-    """Path below the folder, without the endings of DICOM and with SUFFIX."""
-    references: References
-    """What it refers to; nothing for a series."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +42,27 @@ class ScanSeries:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DicomMask:
+    """A SEG, an RTSTRUCT, a series of label values or a folder of PNG slices."""
+
+    path: Path
+    relative: str
+    """Path below the folder, without the endings of DICOM and with SUFFIX; of PNG slices beside a series, that of the
+    series."""
+    references: References
+    """What it refers to; nothing for a series. PNG slices refer to the series beside them."""
+    beside: ScanSeries | None = None
+    """The series beside PNG slices."""
+
+    def find_scan(self, scans: Iterable[ScanSeries]) -> ScanSeries | None:
+        """Return the series beside it, or the only one that it refers to; None if there is none, or several."""
+        if self.beside is not None:
+            return self.beside
+        fitting = [one for one in scans if one.is_scan_of(self.references)]
+        return fitting[0] if len(fitting) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DicomListing:
     """The DICOM below a folder."""
 
@@ -64,7 +77,7 @@ def list_dicom(folder: Path, files: Sequence[Path]) -> DicomListing:
 
     A SEG or RTSTRUCT beside a mask of the same name in another format is the same mask, as `infer --dicom-seg` writes
     it, and is not listed. A file of this name that is no mask (`is_known_mask`) is its scan. A series is a mask if its
-    path says so, or if there is no other mask.
+    path says so, or if there is no other mask. Folders of PNG slices: see `_list_png_masks`.
 
     Parameters
     ----------
@@ -83,13 +96,57 @@ def list_dicom(folder: Path, files: Sequence[Path]) -> DicomListing:
     listed = [describe_object(path, folder) for path, stem in objects.items() if stem not in same]
     series = _list_series(found)
     named = [one for one in series if parse_name(one.relative).role == "mask"]
-    masks = named or ([] if files or listed else series)
+    scans = tuple(one for one in series if one not in named)
+    pictures = _list_png_masks(folder, scans, alone=not (files or listed))
+    masks = named or ([] if files or listed or pictures else series)
     of_series = [DicomMask(path=one.path, relative=one.relative, references=NO_REFERENCES) for one in masks]
     return DicomListing(
-        masks=(*listed, *of_series),
-        scans=tuple(one for one in series if one not in named),
+        masks=(*listed, *of_series, *pictures),
+        scans=scans,
         scan_files=frozenset(file for file, stem in beside.items() if stem not in same),
     )
+
+
+def _list_png_masks(folder: Path, scans: Sequence[ScanSeries], *, alone: bool) -> list[DicomMask]:
+    """Return the folders of PNG slices beside a series whose names say mask.
+
+    If there are none, and `alone` says that there is no other mask, return all folders of PNG slices whose path says
+    mask; without scans, all. PNG slices that could belong to several series refer to none; opening them says why.
+    """
+    series = {one.path: one for one in scans}
+    beside = find_png_masks(series, folder)
+    if beside or not alone:
+        around = {path: [one for location, one in series.items() if location in some] for path, some in beside.items()}
+        return [_describe_png_mask(path, folder, some) for path, some in around.items()]
+    all_folders = find_png_folders(folder)
+    named = [path for path in all_folders if any(map(_says_mask, path.relative_to(folder).parts))]
+    return [_describe_png_mask(path, folder, ()) for path in named or ([] if scans else all_folders)]
+
+
+def _says_mask(folder_name: str) -> bool:
+    return folder_role(folder_name) == "mask"
+
+
+def _describe_png_mask(path: Path, root: Path, around: Sequence[ScanSeries]) -> DicomMask:
+    """Return PNG slices as the mask of the series around them.
+
+    Without one, they are paired by the name of their folder, or of the one above it if theirs only says mask.
+    """
+    if len(around) == 1:
+        uid, frame = around[0].series_uid, around[0].frame_of_reference_uid
+        references = References(frame_of_reference_uid=frame, series_uids=(uid,) if uid else ())
+        return DicomMask(path=path, relative=around[0].relative, references=references, beside=around[0])
+    named = path.parent if _says_mask(path.name) and path.parent != root else path
+    return DicomMask(path=path, relative=f"{named.relative_to(root).as_posix()}{SUFFIX}", references=NO_REFERENCES)
+
+
+def list_one(path: Path) -> DicomListing:
+    """Return a SEG, an RTSTRUCT or a folder of PNG slices, and for the latter the series beside it."""
+    if not is_png_folder(path):
+        return DicomListing(masks=(describe_object(path, path.parent),), scans=())
+    found = list_dicom(path.parent, ())
+    masks = [one for one in found.masks if one.path == path] or [_describe_png_mask(path, path.parent, ())]
+    return DicomListing(masks=tuple(masks), scans=found.scans)
 
 
 def is_known_mask(file: Path, folder: Path) -> bool:
@@ -142,9 +199,3 @@ def strip_ending(name: str) -> str:
 def strip_name(path: Path) -> str:
     """Return the name of a mask of any format without suffix."""
     return strip_ending(path.name) if is_mask_object(path) else strip_suffix(path.name)
-
-
-def find_scan(references: References, scans: Iterable[ScanSeries]) -> ScanSeries | None:
-    """Return the only series that a mask refers to; None if there is none, or if there are several."""
-    fitting = [one for one in scans if one.is_scan_of(references)]
-    return fitting[0] if len(fitting) == 1 else None

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from slicemill.common.errors import InputError, LabelError
 from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.open import require_unchanged
+from slicemill.ct.formats.png_slices import is_png_folder
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import IGNORE, Labels, format_labels
-from slicemill.ct.mask_files import ScanGrid, open_mask_file, read_scan_grid
+from slicemill.ct.mask_files import ScanGrid, needs_scan, open_mask_file, read_scan_grid
 from slicemill.ct.same_grid import match_grid, require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import AIR_HU
@@ -89,12 +90,17 @@ class _ReferenceMask:
 
 
 def _find_scan(pair: Pair) -> ScanGrid | None:
-    """Return the grid on which a SEG or RTSTRUCT of a pair is drawn: its scan's, else the other mask's."""
+    """Return the grid on which a SEG, an RTSTRUCT or PNG slices of a pair are drawn: its scan's, else the other mask's.
+
+    PNG slices are drawn on that of their series only.
+    """
     reference = pair.reference.mask
     if isinstance(reference, StoredMask):
+        if pair.image is not None and is_png_folder(pair.prediction):
+            return read_scan_grid(pair.image)
         return ScanGrid(grid=read_grid(reference.case))
     files = [reference.path] if pair.stored is not None else [pair.prediction, reference.path]
-    others = [path for path in files if not is_mask_object(path)]
+    others = [path for path in files if not needs_scan(path)]
     if len(others) == len(files):
         return None
     scan = pair.image or reference.image

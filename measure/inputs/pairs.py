@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slicemill.common.errors import PairingError, StoreError
-from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
+from slicemill.ct.mask_files import needs_scan
 from slicemill.ct.naming import derive_case_id, find_files, parse_name
 from slicemill.measure.inputs.dicom_masks import (
     DicomListing,
     DicomMask,
     ScanSeries,
-    describe_object,
-    find_scan,
     is_known_mask,
     list_dicom,
+    list_one,
 )
 from slicemill.measure.inputs.infer_output import find_masks
 from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
@@ -30,7 +29,8 @@ class MaskFile:
     image: Path | None
     """The mask's scan, if it is in the same folder."""
     series_uids: frozenset[str] = frozenset()
-    """SeriesInstanceUIDs of its scan, as a DICOM SEG or RTSTRUCT refers to it; empty for other masks."""
+    """SeriesInstanceUIDs of its scan, as a DICOM SEG or RTSTRUCT refers to it, or PNG slices lie beside it; empty for
+    other masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Pair:
     stored: StoredMask | None = None
     """The predicted mask, if the predictions are a store."""
     image: Path | None = None
-    """The scan that the predicted mask refers to, if it is a DICOM SEG or RTSTRUCT beside it."""
+    """The scan that the predicted mask refers to, if it is a DICOM SEG, RTSTRUCT or PNG slices beside it."""
 
     @property
     def where(self) -> str:
@@ -182,10 +182,11 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
             _Prediction(relative=f"{case_id}.nii", path=predictions, name=case_id, stored=mask)
             for case_id, mask in ids_and_masks
         ]
+    if needs_scan(predictions):
+        one = list_one(predictions)
+        return [_describe_prediction(one.masks[0], predictions.parent, one.scans)]
     if predictions.is_file():
-        if not is_mask_object(predictions):
-            return [_Prediction(relative=predictions.name, path=predictions, name=predictions.name)]
-        return [_describe_prediction(describe_object(predictions, predictions.parent), predictions.parent, ())]
+        return [_Prediction(relative=predictions.name, path=predictions, name=predictions.name)]
     files = find_masks(predictions)
     dicom = list_dicom(predictions, files)
     if not files and not dicom.masks:
@@ -198,7 +199,7 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
 
 
 def _describe_prediction(one: DicomMask, root: Path, scans: Sequence[ScanSeries]) -> _Prediction:
-    scan = find_scan(one.references, scans)
+    scan = one.find_scan(scans)
     return _Prediction(
         relative=one.relative,
         path=one.path,
@@ -232,19 +233,19 @@ def _index_references(references: Path, damaged: dict[str, str]) -> Index[Refere
 
 
 def _index_reference_files(references: Path) -> Index[Reference]:
-    is_folder = references.is_dir()
-    is_object = not is_folder and is_mask_object(references)
+    is_one = needs_scan(references)
+    is_folder = references.is_dir() and not is_one
     root = references if is_folder else references.parent
-    files = find_files(references) if is_folder else [] if is_object else [references]
-    dicom = list_dicom(references, files) if is_folder else DicomListing(masks=(), scans=())
-    objects = (describe_object(references, root),) if is_object else dicom.masks
+    files = find_files(references) if is_folder else [] if is_one else [references]
+    alone = list_one(references) if is_one else DicomListing(masks=(), scans=())
+    dicom = list_dicom(references, files) if is_folder else alone
     relative = {file: file.relative_to(root).as_posix() for file in files}
-    relative |= {scan.path: scan.relative for scan in dicom.scans} | {mask.path: mask.relative for mask in objects}
-    of_dicom, series = {one.path: one for one in objects}, {one.path: one for one in dicom.scans}
+    relative |= {scan.path: scan.relative for scan in dicom.scans} | {mask.path: mask.relative for mask in dicom.masks}
+    of_dicom, series = {one.path: one for one in dicom.masks}, {one.path: one for one in dicom.scans}
     names = {path: parse_name(text) for path, text in relative.items()}
     of_files = [file for file in files if names[file].role == "mask"]
     if files and not of_files:
-        of_files = [file for file in find_masks(root) if is_known_mask(file, root)] if objects else files
+        of_files = [file for file in find_masks(root) if is_known_mask(file, root)] if dicom.masks else files
     masks = [*of_files, *of_dicom]
     images = {
         (names[path].folder, names[path].key): path
@@ -253,7 +254,7 @@ def _index_reference_files(references: Path) -> Index[Reference]:
     }
     scans: dict[Path, Path | None] = {}
     for mask in masks:
-        scan = find_scan(of_dicom[mask].references, dicom.scans) if mask in of_dicom else None
+        scan = of_dicom[mask].find_scan(dicom.scans) if mask in of_dicom else None
         scans[mask] = scan.path if scan else images.get((names[mask].folder, names[mask].key))
     case_ids = {mask: derive_case_id(relative[image or mask]) for mask, image in scans.items()}
     counts = Counter(case_ids.values())

@@ -14,6 +14,7 @@ from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.dicom_objects.options import NO_DICOM, DicomOptions
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, strip_suffix
 from slicemill.ct.formats.open import mark_files
+from slicemill.ct.formats.png_slices import is_png_folder
 from slicemill.ct.labels import LITS_LABELS, Labels
 from slicemill.ct.mask_files import name_labels
 from slicemill.ct.naming import find_files, parse_name
@@ -22,8 +23,8 @@ from slicemill.measure.inputs.dicom_masks import (
     DicomMask,
     ScanSeries,
     describe_object,
-    find_scan,
     list_dicom,
+    list_one,
     list_scans,
     strip_name,
 )
@@ -114,14 +115,15 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
         store = open_store(masks)
         case_ids = [case_id for case_id in store.case_ids if _may_have_mask(store, case_id)]
         jobs = [MeasureJob(name=case_id, mask=masks, case_id=case_id, labels=labels) for case_id in case_ids]
-    elif masks.is_file():
+    elif masks.is_file() or is_png_folder(masks):
         jobs = [file_job(masks, _choose_scan(masks, images), labels)]
     elif masks.is_dir():
         jobs = list(_folder_jobs(masks, images, labels))
     else:
         raise PairingError(f"{masks}: there is no such file, folder or store.")
     if not jobs:
-        raise PairingError(f"{masks}: contains no mask (a file with {SHOWN_SUFFIXES}, or a store of cases with masks).")
+        kinds = f"a file with {SHOWN_SUFFIXES}, a folder of PNG slices, or a store of cases with masks"
+        raise PairingError(f"{masks}: contains no mask ({kinds}).")
     counts = Counter(job.name for job in jobs)
     for job in jobs:
         if counts[job.name] > 1 or job.name in RESERVED_NAMES:
@@ -152,11 +154,18 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
 
 
 def _choose_scan(mask: Path, images: Path | None) -> Path | None:
-    """Return the scan of a mask file: what was passed, or the series below it that a SEG refers to."""
+    """Return the scan of a mask file: what was passed, or the series below it that a SEG refers to.
+
+    PNG slices have the series beside them if nothing was passed.
+    """
+    if images is None and is_png_folder(mask):
+        found = list_one(mask)
+        beside = found.masks[0].find_scan(found.scans)
+        return None if beside is None else beside.path
     if images is None or not images.is_dir() or len(series := read_folder(images).series) == 1:
         return images
     if is_mask_object(mask):
-        scan = find_scan(describe_object(mask, mask.parent).references, list_scans(images))
+        scan = describe_object(mask, mask.parent).find_scan(list_scans(images))
         if scan is not None:
             return scan.path
         raise PairingError("refers to no series in this folder, or to several; pass the scan itself.", where=mask)
@@ -195,7 +204,7 @@ def _explain_no_scan(relative: str, scans: Index[_Scan]) -> str:
 
 def _find_scan(mask: DicomMask | None, series: Sequence[ScanSeries]) -> _Scan | None:
     """Return the scan that a mask in DICOM refers to."""
-    found = None if mask is None else find_scan(mask.references, series)
+    found = None if mask is None else mask.find_scan(series)
     return None if found is None else _Scan(folder="", path=found.path)
 
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from slicemill.common.errors import LabelError
 from slicemill.ct.formats.dicom.series import Series
-from slicemill.ct.formats.dicom_objects.open_mask import is_mask_object
 from slicemill.ct.formats.open import require_unchanged
 from slicemill.ct.geometry import Grid
-from slicemill.ct.mask_files import open_mask_file, read_scan_grid, turn_series
+from slicemill.ct.mask_files import needs_scan, open_mask_file, read_scan_grid, turn_series
 from slicemill.ct.same_grid import require_same_grid
 from slicemill.ct.scan import ScanReader
 from slicemill.measure.inputs.infer_output import ModelUsed, read_own_report, read_tumor_probability
@@ -67,7 +66,7 @@ def _load_file(job: MeasureJob) -> LoadedCase:
     report, labels = read_own_report(job.mask), job.find_labels()
     if labels is None:
         raise LabelError(f"{job.mask}: the label values have no names; pass --labels, like --labels liver=1,tumor=2.")
-    placed_on = read_scan_grid(job.image) if job.image is not None and is_mask_object(job.mask) else None
+    placed_on = read_scan_grid(job.image) if job.image is not None and needs_scan(job.mask) else None
     with open_mask_file(job.mask, placed_on, labels) as reader:
         grid = reader.grid
         label = reader.read()

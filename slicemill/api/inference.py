@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from slicemill.common.extras import name_missing_extras
 from slicemill.common.files import Location
+from slicemill.ct.page_options import VIEWER_MB
 
 if TYPE_CHECKING:
     from slicemill.ct.formats.dicom_objects.options import Holes, SegmentationType
@@ -24,6 +25,7 @@ def infer_scans(
     strict: bool = False,
     classifier: str | Path | None = None,
     candidates: bool = False,
+    viewer_mb: float = VIEWER_MB,
     probability: bool = False,
     separate: bool = False,
     no_postprocess: bool = False,
@@ -64,7 +66,9 @@ def infer_scans(
     classifier
         Model of kind `crops` that judges the candidates of the segmentation.
     candidates
-        Writes the candidates without a classifier, too; their probability is the segmentation's peak.
+        Writes the candidates without a classifier, too; their probability is the segmentation's mean.
+    viewer_mb
+        MiB of pictures in the page of each scan's candidates; 0 for no pages.
     dicom_seg, dicom_sr, rtstruct
         DICOM results of inputs in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how.
     provider
@@ -105,7 +109,7 @@ def infer_scans(
         model=Path(model),
         inputs=[str(one) for one in ([inputs] if isinstance(inputs, str | Location) else inputs)],
         out=Path(out), window=window, strict=strict, classifier=None if classifier is None else Path(classifier),
-        candidates=candidates, probability=probability, separate=separate,
+        candidates=candidates, viewer_mb=viewer_mb, probability=probability, separate=separate,
         no_postprocess=no_postprocess, dicom_seg=dicom_seg, dicom_sr=dicom_sr, rtstruct=rtstruct, seg_type=seg_type,
         seg_per_lesion=seg_per_lesion, rtstruct_holes=rtstruct_holes, codes=None if codes is None else Path(codes),
         provider=provider, z_range=z_range, mirror=mirror, overlap=overlap, batch=batch,

@@ -139,9 +139,9 @@ class Model:
         >>> model.segment(hu, spacing=(5.0, 0.8, 0.8), axes="zyx-lps").label.shape         # doctest: +SKIP
         >>> model.segment(slicemill.open_store("lits-store")["volume-17"]).lesions         # doctest: +SKIP
         """
-        return self._segment(
-            read_input(scan, spacing=spacing, affine=affine, axes=axes, strict=self._strict), progress or _ignore
-        )
+        trained = self._model.info.training_scans
+        source = read_input(scan, spacing=spacing, affine=affine, axes=axes, strict=self._strict, trained=trained)
+        return self._segment(source, progress or _ignore)
 
     @overload
     def segment_many(
@@ -191,7 +191,8 @@ class Model:
         report = progress or _ignore
         for index, scan in enumerate(scans):
             try:
-                yield self._segment(read_input(scan, strict=self._strict), partial(report, index))
+                source = read_input(scan, strict=self._strict, trained=self._model.info.training_scans)
+                yield self._segment(source, partial(report, index))
             except InputError as error:
                 if errors == "raise":
                     raise

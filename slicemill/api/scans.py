@@ -27,6 +27,7 @@ from slicemill.ct.scan import to_hu
 from slicemill.infer.inputs.jobs import Job, LoadedScan, OpenScan, Voxels, load_scan
 from slicemill.store.headers import read_grid, read_header
 from slicemill.store.reader import Case
+from slicemill.store.training_scans import TrainingScans
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -82,8 +83,11 @@ def read_input(
     affine: npt.ArrayLike | None = None,
     axes: Axes | None = None,
     strict: bool = False,
+    trained: TrainingScans | None = None,
 ) -> ScanInput:
     """Read a scan; see `slicemill.Model.segment` for the parameters, and `slicemill.Model` for `strict`.
+
+    With `trained`, it has a warning if it differs from the scans that the model was trained on.
 
     Raises
     ------
@@ -93,19 +97,19 @@ def read_input(
         The scan cannot be read as a CT.
     """
     if isinstance(scan, np.ndarray):
-        return _load(read_array(scan, spacing, affine, axes), strict=strict)
+        return _load(read_array(scan, spacing, affine, axes), trained, strict=strict)
     if spacing is not None or affine is not None or axes is not None:
         raise UsageError("spacing, affine and axes belong to arrays; a file or an image has its own.")
     if isinstance(scan, str | Path | RemotePath):
         path = parse_location(scan)
-        loaded = load_scan(Job(name=path.name, path=path), strict=strict)
+        loaded = load_scan(Job(name=path.name, path=path), trained, strict=strict)
         return _describe(loaded, "xyz-ras", path.name, path)
     if isinstance(scan, Case):
-        return _load(read_case(scan), strict=strict)
+        return _load(read_case(scan), trained, strict=strict)
     if isinstance(scan, nib.Nifti1Pair):
-        return _load(read_nibabel(scan), strict=strict)
+        return _load(read_nibabel(scan), trained, strict=strict)
     if type(scan).__module__.partition(".")[0] == "SimpleITK" and hasattr(scan, "GetDirection"):
-        return _load(read_simpleitk(scan), strict=strict)
+        return _load(read_simpleitk(scan), trained, strict=strict)
     kind = f"{type(scan).__module__}.{type(scan).__qualname__}"
     raise ScanError(
         f"a scan must be a path, a case of a store, a NIfTI image of nibabel, an image of SimpleITK or a numpy array; "
@@ -259,7 +263,7 @@ def _to_stored(in_file: npt.NDArray[Any], grid: Grid, name: str) -> Voxels:
     return Voxels(volume=stored, max_rounding_error_hu=error)
 
 
-def _load(opened: _Opened, *, strict: bool) -> ScanInput:
+def _load(opened: _Opened, trained: TrainingScans | None, *, strict: bool) -> ScanInput:
     """Check the voxels like those of a file.
 
     Raises
@@ -275,7 +279,8 @@ def _load(opened: _Opened, *, strict: bool) -> ScanInput:
         warnings=stored_warnings(header),
         read=lambda _: opened.voxels,
     )
-    return _describe(scan.load(opened.voxels, strict=strict), opened.axes, opened.name, opened.path, opened.view)
+    loaded = scan.load(opened.voxels, trained, strict=strict)
+    return _describe(loaded, opened.axes, opened.name, opened.path, opened.view)
 
 
 def _describe(

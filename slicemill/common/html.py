@@ -15,6 +15,8 @@ from slicemill.common.terminal import format_cell
 PACKAGE = Path(__file__).parents[1]
 VIEWER = PACKAGE / "web" / "report" / "report.js"
 """The viewer of slices in a page. It is read as text, and no code of the package `web` runs."""
+CANDIDATES = PACKAGE / "web" / "report" / "candidates.js"
+"""The list of candidates in a page."""
 
 
 def render(template: str, **values: object) -> bytes:
@@ -44,6 +46,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"cell": _cell_text, "png_url": png_url, "script_sha256": script_sha256, "plain": to_plain}
     environment.globals |= {
         "page_script": markupsafe.Markup(script),  # noqa: S704 (a file of this package)
+        "candidates_script": markupsafe.Markup(join_scripts(CANDIDATES)),  # noqa: S704 (files of this package)
         "viewer_script": markupsafe.Markup(join_scripts(VIEWER)),  # noqa: S704 (files of this package)
     }
     return environment

@@ -63,22 +63,57 @@ def cut_crop(image: npt.NDArray[np.int16], affine: Floats, center_mm: npt.ArrayL
     ScanError
         The position is not finite.
     """
+    offsets = spread(side, SPACING_MM)
+    return sample_box(image, affine, center_mm, (offsets, offsets, offsets))
+
+
+def spread(count: int, spacing_mm: float) -> Floats:
+    """Return float64[count]: offsets of samples from a point in their middle, mm.
+
+    >>> spread(4, 2.0).tolist()
+    [-3.0, -1.0, 1.0, 3.0]
+    """
+    offsets: Floats = (np.arange(count, dtype=np.float64) - (count - 1) / 2) * spacing_mm
+    return offsets
+
+
+def sample_box(
+    image: npt.NDArray[np.int16], affine: Floats, center_mm: npt.ArrayLike, offsets_mm: tuple[Floats, Floats, Floats]
+) -> Crop:
+    """Return samples around a point by the rules of a crop: int16[z, y, x], HU, axes of LPS+.
+
+    Parameters
+    ----------
+    image, affine, center_mm
+        As for `cut_crop`.
+    offsets_mm
+        Offsets of the samples from the point along the patient's z, y and x, mm, ascending.
+
+    Raises
+    ------
+    ScanError
+        The position is not finite.
+    """
     center = np.asarray(center_mm, dtype=np.float64)
     if center.shape != (3,) or not np.isfinite(center).all():
         raise ScanError(f"the center of a crop is {center.tolist()}; it must be three finite numbers, x, y, z in mm.")
     to_voxel = np.linalg.inv(affine)
     steps = to_voxel[:3, :3]
     middle = steps @ center + to_voxel[:3, 3]
-    offsets = (np.arange(side) - (side - 1) / 2) * SPACING_MM
+    offsets = offsets_mm[::-1]  # of x, y, z
+    reach = max(float(np.abs(one).max()) for one in offsets)
     along = np.abs(steps).argmax(axis=1)  # the patient's axis of each voxel axis x, y, z
     turned = np.abs(steps).sum(axis=1) - np.abs(steps).max(axis=1)
-    if sorted(along.tolist()) == [0, 1, 2] and (turned * side * SPACING_MM).max() < PARALLEL:
-        axes = [_locate(middle[axis] + steps[axis, along[axis]] * offsets, image.shape[2 - axis]) for axis in range(3)]
+    if sorted(along.tolist()) == [0, 1, 2] and 2 * turned.max() * reach < PARALLEL:
+        axes = [
+            _locate(middle[axis] + steps[axis, along[axis]] * offsets[along[axis]], image.shape[2 - axis])
+            for axis in range(3)
+        ]
         mixed = _mix_parallel(image, axes[::-1])
         # axes of `mixed` are the voxel axes z, y, x; those of a crop are the patient's
         mixed = mixed.transpose([2 - int(np.flatnonzero(along == axis)[0]) for axis in (2, 1, 0)])
     else:
-        x, y, z = np.meshgrid(offsets, offsets, offsets, indexing="ij", sparse=True)
+        x, y, z = np.meshgrid(*offsets, indexing="ij", sparse=True)
         positions = (middle[axis] + steps[axis, 0] * x + steps[axis, 1] * y + steps[axis, 2] * z for axis in range(3))
         mixed = _mix_any(
             image,
@@ -96,7 +131,7 @@ def _locate(position: Floats, count: int) -> _Axis:
 
 
 def _mix_parallel(image: npt.NDArray[np.int16], axes: list[_Axis]) -> npt.NDArray[np.float32]:
-    """Interpolate float32[n, n, n] along one axis after the other; `axes` are those of z, y, x, each of n samples."""
+    """Interpolate float32[k, m, n] along one axis after the other; `axes` are those of z, y, x."""
     used = [np.unique(np.concatenate([axis.low, axis.high])) for axis in axes]
     mixed: npt.NDArray[np.float32] = image[np.ix_(*used)].astype(np.float32)
     for number, (axis, voxels) in enumerate(zip(axes, used, strict=True)):
@@ -112,7 +147,7 @@ def _mix_parallel(image: npt.NDArray[np.int16], axes: list[_Axis]) -> npt.NDArra
 
 
 def _mix_any(image: npt.NDArray[np.int16], axes: list[_Axis]) -> npt.NDArray[np.float32]:
-    """Interpolate float32[n, n, n] at samples that `axes`, those of voxels x, y, z, locate one by one."""
+    """Interpolate float32[k, m, n] at samples that `axes`, those of voxels x, y, z, locate one by one."""
     x, y, z = axes
     mixed = np.zeros(z.low.shape, dtype=np.float32)
     for z_index, z_weight in ((z.low, 1 - z.weight), (z.high, z.weight)):

@@ -106,8 +106,10 @@ class _Plane:
 class LesionTracker:
     """Finds the lesions of a scan that arrives slab by slab, each next to the previous one, upward or downward."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_runs: bool = False) -> None:
         self._parts: list[Part] = []
+        self._runs: list[Runs] | None = [] if keeps_runs else None
+        self._part_of_run: list[npt.NDArray[np.int64]] = []
         self._parent: list[int] = []
         """Union-find over parts: the number of a part of the same lesion, or the part itself if it is a root."""
         self._planes: tuple[_Plane, ...] = ()
@@ -134,12 +136,34 @@ class LesionTracker:
 
         `affine_lps`: float64[4, 4], voxel (x, y, z, 1) of the scan to LPS mm.
         """
+        groups = ([self._parts[number] for number in numbers] for numbers in self._group())
+        return tuple(measure_lesion(number, parts, affine_lps) for number, parts in enumerate(groups, start=1))
+
+    def locate(self) -> tuple[Runs, npt.NDArray[np.int64]]:
+        """Return the runs of all lesions in the order of their slabs, and the id of the lesion of each run, int64[n].
+
+        The tracker must keep its runs.
+        """
+        groups = self._group()  # finds the parts of slabs that are still pending
+        ids = np.zeros(len(self._parts), dtype=np.int64)
+        for number, parts in enumerate(groups, start=1):
+            ids[parts] = number
+        if not self._runs:
+            return find_runs(np.zeros((1, 1, 1), dtype=bool)), ids
+        return concatenate_runs(self._runs), ids[np.concatenate(self._part_of_run)]
+
+    def _group(self) -> list[list[int]]:
+        """Return the numbers of the parts of each lesion, the largest lesion first."""
         self._flush()
-        groups: dict[int, list[Part]] = defaultdict(list)
-        for number, part in enumerate(self._parts):
-            groups[self._root(number)].append(part)
-        ordered = sorted(groups.values(), key=lambda parts: (-sum(part.voxels for part in parts), _joint_box(parts)))
-        return tuple(measure_lesion(number, parts, affine_lps) for number, parts in enumerate(ordered, start=1))
+        groups: dict[int, list[int]] = defaultdict(list)
+        for number in range(len(self._parts)):
+            groups[self._root(number)].append(number)
+
+        def place(numbers: list[int]) -> tuple[int, Box]:
+            parts = [self._parts[number] for number in numbers]
+            return -sum(part.voxels for part in parts), _joint_box(parts)
+
+        return sorted(groups.values(), key=place)
 
     def _flush(self) -> None:
         if self._pending:
@@ -154,6 +178,9 @@ class LesionTracker:
         check_parts(first + count, f", the last at slice {crop.corner[0]}")
         self._parts += _measure_runs(runs, numbers, count)
         self._parent += range(first, len(self._parts))
+        if self._runs is not None:
+            self._runs.append(runs)
+            self._part_of_run.append(numbers + np.int64(first))
         # The next crop may follow above or below, so both end slices are kept until then.
         ends = [_plane_at(z, runs, numbers + np.int64(first)) for z in sorted({crop.corner[0], crop.end[0] - 1})]
         for old in self._planes:

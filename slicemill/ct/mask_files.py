@@ -4,6 +4,7 @@ These have no grid of their own: they are drawn on that of their scan.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,16 @@ from slicemill.ct.formats.png_slices import PngSlices, is_png_folder
 from slicemill.ct.geometry import Grid
 from slicemill.ct.geometry_option import Uneven
 from slicemill.ct.labels import TUMOR_WORDS, Labels, make_labels
+from slicemill.ct.name_words import folder_role
 from slicemill.ct.scan import ScanReader
 
 NO_SCAN = (
     "a DICOM SEG or RTSTRUCT says where its pixels lie, but not the grid of its scan, and no scan here has the "
     "SeriesInstanceUID that it refers to, or its name. Pass the folder with its scan."
+)
+NO_SERIES = (
+    "PNG slices are read as the mask of a DICOM series only, and there is none for this folder, or there are several. "
+    "Put it beside the folder of its series, or convert the mask to NIfTI on the scan's grid."
 )
 
 
@@ -83,11 +89,40 @@ def open_mask_file(
         return ScanReader(path, "mask", source=drawn)
     if isinstance(path, Path) and is_png_folder(path):
         if scan is None or scan.series is None:
-            raise ScanError("PNG slices are read as the mask of a DICOM series only.", where=path)
+            raise ScanError(NO_SERIES, where=path)
         return ScanReader(path, "mask", source=PngSlices(path, scan.series, labels, hashed=hashed))
     if labels is not None:
         check_segments(path, labels)
     return ScanReader(path, "mask", hashed=hashed, uneven=uneven)
+
+
+def needs_scan(path: Location) -> bool:
+    """Return whether a mask has no grid of its own: a DICOM SEG, an RTSTRUCT, or a folder of PNG slices."""
+    return is_mask_object(path) or is_png_folder(path)
+
+
+def find_png_masks(series: Iterable[Location], root: Location) -> dict[Path, list[Location]]:
+    """Return the folders of PNG slices that are named like masks, beside the folder of a series or in it.
+
+    Each has the locations of the series that it could belong to. Nothing outside of `root` is searched.
+    """
+    around: dict[Path, list[Location]] = defaultdict(list)
+    for location in series:
+        home = location if location.is_dir() else location.parent
+        if isinstance(home, Path):
+            around[home].append(location)
+            if home != root:
+                around[home.parent].append(location)
+    return {folder: some for parent, some in around.items() for folder in _list_mask_folders(parent)}
+
+
+def _list_mask_folders(parent: Path) -> list[Path]:
+    """Return the folders of PNG files in a folder whose names say mask, like ``Ground``."""
+    try:
+        folders = [path for path in parent.iterdir() if folder_role(path.name) == "mask" and not path.is_symlink()]
+    except OSError:  # `slicemill.ct.naming.find_unsearched_folders` names it
+        return []
+    return sorted(path for path in folders if is_png_folder(path))
 
 
 def turn_series(reader: ScanReader) -> Series | None:

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -202,8 +203,16 @@ def thin_out(slices: Sequence[int], every: int, always: set[int]) -> list[int]:
 def reduce_image(image: npt.NDArray[np.int16], step: int) -> Voxels:
     """Return uint8[z, y, x]: the mean HU of squares of `step` voxels, in steps of STEP_HU from LOW_HU."""
     squares = _to_squares(image, step, "edge")
-    hu = squares.mean(axis=(2, 4), dtype=np.float32)
-    grays: Voxels = np.clip(np.rint((hu - LOW_HU) / STEP_HU), 0, 255).astype(np.uint8)
+    return to_grays(squares.mean(axis=(2, 4), dtype=np.float32))
+
+
+def to_grays(hu: npt.NDArray[Any]) -> Voxels:
+    """Return HU as gray values, in steps of STEP_HU from LOW_HU.
+
+    >>> to_grays(np.array([-2000.0, -1024.0, -1017.0, 506.0, 3000.0])).tolist()
+    [0, 0, 1, 255, 255]
+    """
+    grays: Voxels = np.clip(np.rint((hu - np.float32(LOW_HU)) / STEP_HU), 0, 255).astype(np.uint8)
     return grays
 
 

@@ -4,7 +4,7 @@ Positions are x, y, z in LPS mm, as in LUNA16's tables and in `Grid.affine_lps`.
 stored array; the center of the first voxel is 0, 0, 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -73,6 +73,38 @@ class Point:
     """Further columns of the source with numbers."""
     words: Mapping[str, str] = field(default_factory=dict)
     """Further columns of the source with words of NODULE_WORDS."""
+
+
+def has_ratings(values: Iterable[float | None]) -> bool:
+    """Return whether values of malignancy are ratings from 1 to 5 and not shares from 0 to 1; of all cases of a store.
+
+    Some cases alone do not tell: a rating of 1 is benign, and a probability of 1 malignant.
+    """
+    return max((value for value in values if value is not None), default=0.0) > 1
+
+
+def is_malignant(value: float | None, *, ratings: bool) -> bool | None:
+    """Return whether a nodule is malignant; None without a value, or with a rating of 3.
+
+    Values from 0 to 1 are probabilities or yes and no: malignant from 0.5. With `ratings` (`has_ratings`), values are
+    from 1 to 5: above 3 malignant, below 3 benign.
+
+    >>> is_malignant(0.5, ratings=False), is_malignant(2, ratings=True), is_malignant(3, ratings=True)
+    (True, False, None)
+
+    Raises
+    ------
+    ValueError
+        The value is neither.
+    """
+    low, high, middle = (1.0, 5.0, 3.0) if ratings else (0.0, 1.0, 0.5)
+    if value is not None and not low <= value <= high:
+        raise ValueError(
+            f"is {value:g}; the values of a store must all be from 0 to 1, or all be ratings from 1 to 5, as others are"
+        )
+    if value is None or (ratings and value == middle):
+        return None
+    return value > middle if ratings else value >= middle
 
 
 def mm_to_voxel(affine: Floats, xyz_mm: npt.ArrayLike) -> Floats:

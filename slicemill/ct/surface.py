@@ -15,7 +15,6 @@ from typing import Any
 import cc3d
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse
 
 from slicemill.ct.lesions import BATCH_SLICES, Lesion
 
@@ -220,6 +219,8 @@ def find_faces(solid: npt.NDArray[np.bool_]) -> tuple[Integers, Integers]:
 
 def smooth(vertices: Floats, quads: Integers) -> Floats:
     """Return float64[n, 3] with smoothed positions."""
+    import scipy.sparse  # takes a tenth of the start of a page, which may never show a surface
+
     count = len(vertices)
     ends = np.concatenate([quads[:, [corner, (corner + 1) % 4]] for corner in range(4)])
     both = np.concatenate([ends, ends[:, ::-1]])

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from slicemill.common.errors import InputError
 from slicemill.ct.labels import Labels
+from slicemill.ct.lesion_hu import measure_mean_hu
 from slicemill.ct.lesions import BATCH_SLICES, Lesion, LesionTracker
-from slicemill.ct.runs import select_values
+from slicemill.ct.runs import Runs, select_values
 from slicemill.ct.surface import LEAST_TRIANGLES, Surface, make_surface
 from slicemill.web.volumes import NotReadYetError, Volume, VolumeSource
 
@@ -62,6 +63,17 @@ class CaseSource:
     """Warnings about the scan's header."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Located:
+    """Where the parts of the region of a label are: needed until their mean HU is known."""
+
+    key: tuple[int, int]
+    """The mask, and the value of the label."""
+    runs: Runs
+    ids: npt.NDArray[np.int64]
+    """int64[n], the part of each run."""
+
+
 class OpenCase:
     """A case whose volumes are being read, or have been."""
 
@@ -71,6 +83,9 @@ class OpenCase:
         self.masks = tuple(None if mask.source is None else Volume(mask.source, counts_values=True)
                            for mask in source.masks)  # fmt: skip
         self._parts: dict[tuple[int, int], tuple[Lesion, ...]] = {}
+        self._located: _Located | None = None
+        """The region looked at last, while the scan is read: those of all thresholds would fill the memory."""
+        self._mean_hu: dict[tuple[int, int], tuple[float, ...]] = {}
         self._surfaces: dict[tuple[int, int], Surface | None] = {}
         self._lock = threading.Lock()
 
@@ -101,9 +116,27 @@ class OpenCase:
             raise NotReadYetError
         with self._lock:
             if (mask, value) not in self._parts:
-                region = self.source.masks[mask].region_of(value)
-                self._parts[mask, value] = _find_parts(volume, region, self.source.affine_lps)
+                tracker = self._track(mask, value)
+                self._parts[mask, value] = tracker.lesions(self.source.affine_lps)
+                self._located = None
+                if self.image.is_complete:
+                    self._measure(_Located((mask, value), *tracker.locate()))
+                elif self.image.failure is None:
+                    self._located = _Located((mask, value), *tracker.locate())
             return self._parts[mask, value]
+
+    def find_mean_hu(self, mask: int, value: int) -> tuple[float, ...] | None:
+        """Return the mean HU of each part; None if the scan was not read, or not yet. Raises as `find_parts`."""
+        self.find_parts(mask, value)
+        if not self.image.is_complete:
+            return None
+        with self._lock:
+            if (mask, value) not in self._mean_hu:
+                located, self._located = self._located, None
+                if located is None or located.key != (mask, value):
+                    located = _Located((mask, value), *self._track(mask, value).locate())
+                self._measure(located)
+            return self._mean_hu[mask, value]
 
     def find_surface(self, mask: int, value: int) -> Surface | None:
         """Return the surface of the region of a label; None if the region is empty. Raises as `find_parts`."""
@@ -112,6 +145,19 @@ class OpenCase:
             if (mask, value) not in self._surfaces:
                 self._surfaces[mask, value] = self._make_surface(mask, value, parts) if parts else None
             return self._surfaces[mask, value]
+
+    def _track(self, mask: int, value: int) -> LesionTracker:
+        volume = self.masks[mask]
+        assert volume is not None  # noqa: S101 (`find_parts` refuses a mask that cannot be shown)
+        region = self.source.masks[mask].region_of(value)
+        tracker = LesionTracker(keeps_runs=True)
+        for z, slab in volume.iter_slabs(BATCH_SLICES):
+            tracker.add(z, select_values(slab, region))
+        return tracker
+
+    def _measure(self, located: _Located) -> None:
+        means = measure_mean_hu(located.runs, located.ids, self.image.read_slices, self.image.shape[0])
+        self._mean_hu[located.key] = tuple(means.tolist())
 
     def _make_surface(self, mask: int, value: int, parts: tuple[Lesion, ...]) -> Surface:
         volume = self.masks[mask]
@@ -128,10 +174,3 @@ class OpenCase:
             self.source.affine_lps,
             max(LEAST_TRIANGLES, MOST_TRIANGLES // max(1, labels)),
         )
-
-
-def _find_parts(volume: Volume, region: tuple[int, ...], affine_lps: npt.NDArray[np.float64]) -> tuple[Lesion, ...]:
-    tracker = LesionTracker()
-    for z, slab in volume.iter_slabs(BATCH_SLICES):
-        tracker.add(z, select_values(slab, region))
-    return tracker.lesions(affine_lps)

@@ -108,6 +108,8 @@ class PartsRecord:
     count: int
     parts: tuple[Lesion, ...]
     """The largest ones, at most MAX_PARTS_SHOWN."""
+    mean_hu: tuple[float, ...] | None
+    """Of these; None if the scan was not read."""
     volume_ml: float
     """Volume of all parts."""
     slice_voxels: tuple[int, ...]
@@ -193,13 +195,14 @@ def _describe_volume(volume: Volume) -> VolumeRecord:
 
 def describe_parts(case: OpenCase, mask: int, value: int) -> PartsRecord:
     """Return the parts of a label; see `OpenCase.find_parts` for the errors."""
-    parts = case.find_parts(mask, value)
+    parts, mean_hu = case.find_parts(mask, value), case.find_mean_hu(mask, value)
     volume = case.masks[mask]
     assert volume is not None  # noqa: S101 (find_parts raised)
     assert volume.counts is not None  # noqa: S101 (masks are counted)
     return PartsRecord(
         count=len(parts),
         parts=parts[:MAX_PARTS_SHOWN],
+        mean_hu=None if mean_hu is None else mean_hu[:MAX_PARTS_SHOWN],
         volume_ml=sum(part.volume_ml for part in parts),
         slice_voxels=tuple(volume.counts[:, case.source.masks[mask].region_of(value)].sum(axis=1).tolist()),
     )

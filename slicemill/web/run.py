@@ -9,21 +9,24 @@ import webbrowser
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slicemill.common.signals import Terminated, start_helper
 from slicemill.common.terminal import print_always, print_line
 from slicemill.web.app import make_app
-from slicemill.web.entries import ViewRequest, find_entries
 from slicemill.web.guard import Access, Guard
 from slicemill.web.marks import Marks
 from slicemill.web.server import make_server, open_sockets
 from slicemill.web.viewer import Viewer
 
+if TYPE_CHECKING:
+    from slicemill.web.entries import ViewRequest
+
 DOOR_SECONDS = 30
 """Time for the browser to open the page that leads to the address."""
 
 
-def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_browser: bool) -> None:
+def run_viewer(request: "ViewRequest", marks: Path | None, port: int, *, opens_browser: bool) -> None:
     """Show the cases of a request until Ctrl-C.
 
     Raises
@@ -31,6 +34,8 @@ def run_viewer(request: ViewRequest, marks: Path | None, port: int, *, opens_bro
     InputError
         There is nothing to show, or the port is in use.
     """
+    from slicemill.web.entries import find_entries  # takes long to import, and `slicemill serve` does not need it
+
     viewer = Viewer(find_entries(request), Marks(marks) if marks is not None else None)
     sockets = open_sockets(port)
     access = Access(port=sockets[0].getsockname()[1])

@@ -2,12 +2,15 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from slicemill.web.entries import Entry
 from slicemill.web.marks import Marks
 from slicemill.web.opened import OpenCase
+
+if TYPE_CHECKING:  # what finds cases takes long to import, and `slicemill serve` does not need it
+    from collections.abc import Sequence
+
+    from slicemill.web.entries import Entry
 
 MAX_OPEN = 3
 """Cases that stay open: the shown one, the next, and the previous. Each has a temporary file."""
@@ -17,7 +20,7 @@ class Cases(Protocol):
     """The cases of a server."""
 
     @property
-    def entries(self) -> Sequence[Entry]:
+    def entries(self) -> "Sequence[Entry]":
         """Return the cases of the list."""
 
     @property
@@ -34,7 +37,7 @@ class Cases(Protocol):
 class Viewer:
     """The cases of a session; safe to use from several threads."""
 
-    def __init__(self, entries: Sequence[Entry], marks: Marks | None = None) -> None:
+    def __init__(self, entries: "Sequence[Entry]", marks: Marks | None = None) -> None:
         self.entries = tuple(entries)
         self.marks = marks
         self._open: OrderedDict[int, OpenCase] = OrderedDict()

@@ -77,8 +77,9 @@ def make_comparison(out, minutes=1.5):
     return NnunetComparison(experiment=experiment, minutes=minutes)
 
 
-def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_path):
-    record = to_document(compare_with_nnunet(make_comparison(tmp_path)))
+def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_path, monkeypatch):
+    first = compare_with_nnunet(make_comparison(tmp_path))
+    record = to_document(first)
     folder = tmp_path / "runs" / "nnunet-2d-1-5-minutes_fold-0_seed-0"
     raw = folder / "raw" / "Dataset001_fold"
     assert {path.name for path in (raw / "imagesTr").iterdir()} == {f"volume-{n}_0000.nii.gz" for n in (0, 1, 5)}
@@ -95,10 +96,18 @@ def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_
     assert record["gain"]["liver"]["mean"] == pytest.approx(0.75 - theirs, abs=1e-4)
     assert record["contenders"]["nnU-Net 2D"]["training"][0]["argv"][-5:-2] == ["1.5", "--iterations", "10"]
     assert read_json(tmp_path / "results" / "default-1-5-minutes_fold-0_seed-0.json")["settings"]["max_minutes"] == 1.5
+    check_table(format_record(first.as_json()))
+    check_again(first, tmp_path, monkeypatch)
 
 
-def test_finished_folds_are_not_repeated(fake_tools, tmp_path, monkeypatch):
-    first = compare_with_nnunet(make_comparison(tmp_path))
+def check_table(shown):
+    assert "| nnU-Net 2D | " in shown
+    assert "30 steps over 120 slices of 64x64 and ours (variant default) about 1,200 slices" in shown
+    assert re.search(r"liver: slicemill over nnU-Net 0\.\d{3}, better in 1 of 1 patients", shown)
+
+
+def check_again(first, folder, monkeypatch):
+    """Finished folds are not repeated."""
 
     def never(*_):
         raise AssertionError("done again")
@@ -106,15 +115,8 @@ def test_finished_folds_are_not_repeated(fake_tools, tmp_path, monkeypatch):
     monkeypatch.setattr(nnunet_comparison, "run_nnunet", never)
     monkeypatch.setattr(nnunet_comparison, "run_fold", never)
     monkeypatch.setattr(nnunet_comparison, "prepare", lambda experiment, runner: open_store(experiment.folder.store))
-    again = compare_with_nnunet(make_comparison(tmp_path))
+    again = compare_with_nnunet(make_comparison(folder))
     assert to_document(again)["contenders"] == to_document(first)["contenders"]
-
-
-def test_the_table_shows_how_many_slices_both_saw(fake_tools, tmp_path):
-    shown = format_record(compare_with_nnunet(make_comparison(tmp_path)).as_json())
-    assert "| nnU-Net 2D | " in shown
-    assert "30 steps over 120 slices of 64x64 and ours (variant default) about 1,200 slices" in shown
-    assert re.search(r"liver: slicemill over nnU-Net 0\.\d{3}, better in 1 of 1 patients", shown)
 
 
 def test_masks_have_the_grid_of_their_scans(stored, tmp_path):

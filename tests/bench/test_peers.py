@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from slicemill.bench.peers import environment
 from slicemill.bench.peers.environment import prepare_environment
 from slicemill.bench.peers.peer import StartedPeers, packages, requirements_file
 from slicemill.bench.peers.remote import HERE, PeerProcess
@@ -26,26 +27,32 @@ rounds.serve_rounds(lambda: json.loads(sys.argv[1])["slices"])
 """
 
 
-def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path):
-    requirements = tmp_path / "requirements.txt"
+def test_an_environment_is_made_once_for_the_same_versions_and_failures_are_one_sentence(tmp_path, monkeypatch):
+    requirements, folder = tmp_path / "requirements.txt", tmp_path / "peer"
     requirements.write_text(f"{tmp_path.as_posix()}/no-such-package\n")
     with pytest.raises(InputError, match=r"a peer: cannot be installed: .*install\.log"):
-        prepare_environment(tmp_path / "peer", requirements, "a peer")
-    assert not (tmp_path / "peer" / "installed").exists()
-
-
-def test_an_environment_is_made_once_for_the_same_versions(tmp_path):
-    requirements = tmp_path / "requirements.txt"
+        prepare_environment(folder, requirements, "a peer")
+    assert not (folder / "installed").exists()
+    mark = folder / "environment" / "mark"
+    mark.write_text("of other versions")
     requirements.write_text("# nothing\n")
-    python = prepare_environment(tmp_path / "peer", requirements, "a peer")
+    python = prepare_environment(folder, requirements, "a peer")
     assert python.exists()
-    mark = tmp_path / "peer" / "environment" / "mark"
-    mark.write_text("")
-    assert prepare_environment(tmp_path / "peer", requirements, "a peer") == python
+    assert not mark.exists()
+    mark.write_text("of these versions")
+    assert prepare_environment(folder, requirements, "a peer") == python
     assert mark.exists()
     requirements.write_text("# nothing else\n")
-    prepare_environment(tmp_path / "peer", requirements, "a peer")
-    assert not mark.exists()
+    made = []
+    monkeypatch.setattr(environment.subprocess, "run", lambda words, **_: made.append(words) or Done())
+    prepare_environment(folder, requirements, "a peer")
+    assert [words[1:4] for words in made] == [["-m", "venv", "--clear"], ["-m", "pip", "install"]]
+
+
+class Done:
+    """A program that ended well."""
+
+    returncode = 0
 
 
 def test_a_peer_does_one_round_per_request(tmp_path):

@@ -141,7 +141,7 @@ def attempt_model(rng: Random, folder: Path) -> None:
     content = (sample_folder() / f"{name}.onnx").read_bytes()
     if name == "model" and rng.random() < 0.7:
         model = onnx.load_model_from_string(content)
-        (entry,) = model.metadata_props
+        entry = rng.choice(model.metadata_props)
         entry.value = damage_json(rng, entry.value).decode(errors="replace")
         path.write_bytes(model.SerializeToString())
     else:

@@ -45,8 +45,8 @@ def test_quick_kinds_hold():
 
 
 @pytest.mark.slow
-def test_all_kinds_hold_for_two_minutes():
-    done = fuzz("--minutes", 2)
+def test_all_kinds_hold_for_most_of_a_minute():
+    done = fuzz("--minutes", 0.7)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

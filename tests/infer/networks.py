@@ -6,6 +6,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from slicemill.common.documents import to_document
+from slicemill.infer.network.foreign import wrap_network
+from slicemill.store.training_scans import TRAINING_SCANS_KEY
+
 SIDE = 16
 CARD = 'labels = {tumor = 1}\nwindow_hu = [-1000, 1000]\nmean = 0\nstd = 1\noutput = "logits"\n'
 
@@ -44,6 +48,24 @@ def write_threshold(path, threshold=30.0, scale=0.1, card=CARD, nodes=None, more
     path.write_bytes(add_ending(nodes, [*constants(threshold, scale), *more]).SerializeToString())
     path.with_suffix(".toml").write_text(card)
     return path
+
+
+def change_training_scans(path, out, scans=None):
+    """Copy a model with another description of its training scans, or without one."""
+    model = onnx.load(path)
+    for entry in [entry for entry in model.metadata_props if entry.key == TRAINING_SCANS_KEY]:
+        model.metadata_props.remove(entry)
+    if scans is not None:
+        model.metadata_props.add(key=TRAINING_SCANS_KEY, value=json.dumps(to_document(scans)))
+    onnx.save(model, out)
+    return out
+
+
+def write_described(path, scans):
+    """Write a model that labels voxels above 30 HU as tumor, with a description of its training scans."""
+    bare = write_threshold(path.with_name("bare.onnx"))
+    path.write_bytes(wrap_network(bare.read_bytes(), bare, bare.with_suffix(".toml")))
+    return change_training_scans(path, path, scans)
 
 
 def write_model(path, labels, nodes=(), label_from="image", more=(), functions=()):

@@ -70,7 +70,7 @@ def test_slices_that_the_network_takes_unchanged_are_not_copied():
         batch = batcher.next()
         image = batch.fill(np.zeros((9, *size), np.int16), in_place=True)
         assert np.shares_memory(image, volume) == kept
-        assert np.shares_memory(batch.targets().get("label", room), scan.assembly.result().label) == (size == (4, 4))
+        assert np.shares_memory(batch.targets().get("label", room), scan.assembly.label) == (size == (4, 4))
         assert not np.shares_memory(batch.fill(np.zeros((9, *size), np.int16)), volume)
     turned = planned(np.moveaxis(np.zeros((4, 4, 6), np.int16), 2, 0), (4, 4), 3, 1.0)
     assert turned.view_slices(0, 3) is None, "its slices are not contiguous"

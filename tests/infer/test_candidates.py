@@ -63,6 +63,8 @@ def test_lumps_are_scipys_components_centers_and_peaks():
     assert ours == {tuple(np.round(center[::-1], 6)) for center in centers}
     peaks = sorted(ndimage.maximum(probability, numbers, index), reverse=True)
     assert [round(lump.peak * 255) for lump in lumps] == peaks
+    means = sorted(ndimage.mean(probability, numbers, index) / 255)
+    assert sorted(lump.mean for lump in lumps) == pytest.approx(means)
     assert sum(lump.volume_ml for lump in lumps) == pytest.approx(mask.sum() * voxel_ml(grid.affine))
 
 
@@ -310,7 +312,7 @@ def test_candidates_of_the_segmentation_alone_are_those_that_a_classifier_judges
     for scan in json.loads((tmp_path / "candidates.json").read_text())["scans"]:
         assert (scan["classifier"], scan["classifier_sha256"], scan["thresholds"]) == ("", "", {})
         for one in scan["candidates"]:
-            assert one["probability"] == one["peak"]
+            assert 0.1 <= one["probability"] <= one["peak"]
             peaks[scan["scan"], one["x_mm"], one["y_mm"], one["z_mm"]] = one["peak"], one["diameter_mm"]
     judged = json.loads((whole / "candidates.json").read_text())["scans"]
     assert peaks == {
@@ -341,7 +343,7 @@ def command(models, scans, out):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_runs_end_with_the_same_candidates(models, scans, whole, tmp_path):
-    for number in range(3):
+    for number in range(2):
         out = tmp_path / str(number)
         for _ in range(2):
             ledger = out / "ledger.jsonl"

@@ -1,24 +1,31 @@
 """`infer --dicom-seg`, `--dicom-sr` and `--rtstruct`: DICOM results beside the masks of DICOM series."""
 
+import hashlib
+import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import onnx
 import pydicom
 import pytest
 
-from slicemill.common.files import read_lines
+from slicemill.common.files import read_json, read_lines
 from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.ct.phantom import write_nifti
+from slicemill.infer.run.dicom_results import ADDED
 from tests.ct.dicom_objects.series import IN_PLANE, PATIENT, make_series, write_series
 from tests.ct.dicom_objects.test_segmentation import points_of, points_of_segment
 from tests.infer.commands import run_command
-from tests.infer.networks import write_threshold
+from tests.infer.networks import write_model, write_threshold
 
 HERE = Path(__file__).parents[2]
 ALL = ["--dicom-seg", "--dicom-sr", "--rtstruct"]
@@ -70,19 +77,104 @@ def test_nothing_of_a_patient_is_anywhere_else(scans: Path, tmp_path: Path) -> N
     assert b"carry patient and study" in result.stdout
 
 
-def test_a_rerun_with_an_option_added_writes_what_is_missing(scans: Path, tmp_path: Path) -> None:
+def count_labeled(out: Path) -> int:
+    """Return the number of slices that the network labeled in the last run into a folder."""
+    return int(read_json(out / "summary.json")["labeled"])
+
+
+def test_a_rerun_with_an_option_added_writes_what_is_missing_without_the_network(scans: Path, tmp_path: Path) -> None:
     model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
     words = ["infer", model, scans, "--out", out, "--provider", "cpu"]
     run_command(*words)
-    assert names(out) == set()
+    assert (names(out), count_labeled(out)) == (set(), 10)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("p*")}
     assert "2 done" in run_command(*words, "--dicom-seg").output
-    assert names(out) == {"p1.seg.dcm", "p2.seg.dcm"}
+    assert (names(out), count_labeled(out)) == ({"p1.seg.dcm", "p2.seg.dcm"}, 0)
     assert "2 skipped" in run_command(*words, "--dicom-seg").output
     assert "2 done" in run_command(*words, "--dicom-seg", "--seg-type", "labelmap").output
     assert pydicom.dcmread(out / "p1.seg.dcm").SegmentationType == "LABELMAP"
     assert "2 done" in run_command(*words, "--rtstruct").output
     assert names(out) == {"p1.rtstruct.dcm", "p2.rtstruct.dcm"}, "results of other options are removed"
     assert read_lines(out / "ledger.jsonl")[-1]["extras"] == [".rtstruct.dcm"]
+    assert count_labeled(out) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "mask, report and picture stay"
+    rows = read_json(out / "summary.json")["outcomes"]
+    assert {row["reason"] for row in rows} == {ADDED}
+    assert all(row["answer"].startswith("tumor: yes") for row in rows)
+    assert "2 done" in run_command(*words).output
+    assert (names(out), count_labeled(out)) == (set(), 0)
+
+
+def write_sure(path: Path) -> Path:
+    """Write a model of tumor without probabilities."""
+    model = onnx.load(write_model(path, {"tumor": 1}))
+    card = json.loads(model.metadata_props[0].value)
+    model.metadata_props[0].value = json.dumps({**card, "tumor": "tumor"})
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (write_threshold, ["--dicom-seg", "--seg-per-lesion"]),
+        (write_threshold, ["--dicom-seg", "--rtstruct"]),
+        (write_sure, ["--dicom-sr"]),
+    ],
+)
+def test_added_results_are_those_of_one_run(
+    write: Callable[[Path], Path], words: list[str], scans: Path, tmp_path: Path
+) -> None:
+    model, added, whole = write(tmp_path / "net.onnx"), tmp_path / "added", tmp_path / "whole"
+    run_command("infer", model, scans, "--out", added, "--provider", "cpu")
+    for out in (added, whole):
+        assert run_command("infer", model, scans, "--out", out, "--provider", "cpu", *words).exit_code == 0
+    assert (count_labeled(added), count_labeled(whole)) == (0, 10)
+    assert names(added) == names(whole)
+    for name in names(whole):
+        one, other = (pydicom.dcmread(out / name) for out in (added, whole))
+        assert strip_own(one) == strip_own(other)
+
+
+def strip_own(dataset: pydicom.Dataset) -> str:
+    """Return the text of an object without what is new in each: UIDs of its own, dates and times."""
+    dataset.remove_private_tags()
+    text = [str(element) for element in dataset.iterall() if element.VR not in {"DA", "TM", "DT", "UI", "SQ"}]
+    pixels = dataset.get("PixelData", b"")
+    return "\n".join(text) + hashlib.sha256(pixels).hexdigest()
+
+
+@pytest.mark.parametrize("change", ["mask", "scan", "option", "no hash"])
+def test_a_mask_that_is_not_the_one_of_the_ledger_is_made_again(change: str, scans: Path, tmp_path: Path) -> None:
+    model, out = write_threshold(tmp_path / "net.onnx"), tmp_path / "out"
+    words = ["infer", model, scans, "--out", out, "--provider", "cpu"]
+    run_command(*words)
+    ledger, path = out / "ledger.jsonl", out / "p1.nii.gz"
+    before = path.read_bytes()
+    more, again = [], 5
+    if change == "mask":
+        shutil.copy(out / "p2.nii.gz", path)
+    elif change == "scan":
+        os.utime(next((scans / "p1").iterdir()), (1, 1))
+    elif change == "option":
+        more, again = ["--separate"], 10
+    else:
+        ledger.write_text(re.sub(r', "mask_sha256": "\w+"', "", ledger.read_text()))
+        again = 10
+    assert "2 done" in run_command(*words, "--dicom-seg", *more).output
+    assert count_labeled(out) == again
+    assert path.read_bytes() == before
+
+
+def test_a_report_with_probabilities_needs_the_network_again(scans: Path, tmp_path: Path) -> None:
+    """The mean probability of a lesion is nowhere on disk; a model without probabilities needs none."""
+    without = write_model(tmp_path / "without.onnx", {"liver": 1})
+    for model, labeled in ((write_threshold(tmp_path / "with.onnx"), 10), (without, 0)):
+        out = tmp_path / model.stem
+        words = ["infer", model, scans, "--out", out, "--provider", "cpu"]
+        run_command(*words)
+        assert "2 done" in run_command(*words, "--dicom-sr").output
+        assert count_labeled(out) == labeled
 
 
 def test_a_result_of_a_killed_run_is_written_again(scans: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from slicemill.infer.run.pipeline import infer
 from tests.contents import content
 
 HERE = Path(__file__).parents[2]
-SCANS, KILLS = 40, 50
+SCANS, KILLS = 40, 20
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def done_lines(out):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_fifty_kills_lose_nothing_and_do_nothing_twice(model, scans, tmp_path):
+def test_twenty_kills_lose_nothing_and_do_nothing_twice(model, scans, tmp_path):
     assert infer(open_model(model, "cpu"), gather([scans])[0], tmp_path / "whole").count("done") == SCANS
     whole = files(tmp_path / "whole")
     moment, kills, rounds = random.Random(3), 0, 0  # noqa: S311 (a choice of moments, no secret)

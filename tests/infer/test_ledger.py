@@ -127,6 +127,17 @@ def test_a_file_of_another_tool_is_replaced_only_on_request(name, opened, job, t
     assert find(tmp_path, opened, job, overwrite=True) is None
 
 
+def test_a_scan_that_failed_does_not_own_the_mask_of_another_scan(opened, job, tmp_path):
+    """Its name is the same, its folder another one; it failed after --overwrite, and may be readable now."""
+    other = replace(job, path=tmp_path / "other" / job.name)
+    begin(tmp_path, opened, job)
+    append(tmp_path, opened, job)
+    append(tmp_path, opened, other, "failed", reason="damaged", passing=True)
+    assert f"{tmp_path / job.name}: was not made from {other.path}" in find(tmp_path, opened, other).reason
+    assert find(tmp_path, opened, other, overwrite=True) is None
+    assert find(tmp_path, opened, job) is None, "its mask may be made again"
+
+
 def test_runs_claim_scans_that_share_a_report_one_after_the_other(opened, job, tmp_path):
     ledger = RunLedger(tmp_path, opened, InferOptions())
     with ledger.claim(job):

@@ -11,6 +11,7 @@ from scipy import ndimage
 from slicemill.common.errors import ModelError
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS, make_labels
+from slicemill.infer.lesion_features import ScanVolumes
 from slicemill.infer.postprocess import (
     dilate,
     drop_far_tumors,
@@ -85,6 +86,11 @@ def test_tumor_far_from_the_organ_goes_by_true_distance(shape, seed, reach, spac
     assert np.array_equal(label[~at_the_edge], expected[~at_the_edge])
 
 
+def grid_of(label):
+    """The grid of a label of voxels of 1 mm."""
+    return Grid(shape=label.shape[::-1], affine=np.eye(4))
+
+
 @given(shapes, st.integers(0, 10_000), st.floats(0.1, 0.9))
 def test_unsure_lesions_go_by_their_mean_probability(shape, seed, least):
     label = blobs(shape, seed, 1.0)
@@ -92,7 +98,8 @@ def test_unsure_lesions_go_by_their_mean_probability(shape, seed, least):
     found, count = ndimage.label(label == 2, structure=ALL)
     means = np.asarray(ndimage.mean(probability.astype(float), found, range(1, count + 1))) if count else np.array([])
     expected = np.where(np.isin(found, 1 + np.flatnonzero(means < least * 255)), 1, label)
-    drop_lesions(label, LITS_LABELS, 0.0, probability, least)
+    rules = PostprocessRules(min_lesion_probability=least)
+    drop_lesions(label, LITS_LABELS, rules, grid_of(label), ScanVolumes(label=label, probability=probability))
     assert np.array_equal(label, expected)
 
 
@@ -117,10 +124,11 @@ def test_other_labels_are_left_alone():
 
 def test_small_tumors_become_organ_or_background():
     label = np.array([[[1, 2, 1, 1, 2, 2, 2]]], np.uint8)
-    drop_lesions(label, LITS_LABELS, 2.0)
+    rules = PostprocessRules(min_lesion_ml=0.002)
+    drop_lesions(label, LITS_LABELS, rules, grid_of(label), ScanVolumes(label=label))
     assert label.tolist() == [[[1, 1, 1, 1, 2, 2, 2]]]
     alone = np.array([[[0, 1, 0, 0, 1, 1, 1]]], np.uint8)
-    drop_lesions(alone, make_labels({"tumor": 1}), 2.0)
+    drop_lesions(alone, make_labels({"tumor": 1}), rules, grid_of(alone), ScanVolumes(label=alone))
     assert alone.tolist() == [[[0, 0, 0, 0, 1, 1, 1]]]
 
 

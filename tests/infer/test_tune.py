@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from math import nan
 from types import SimpleNamespace
@@ -23,7 +23,9 @@ from slicemill.common.errors import ConfigError, ModelError
 from slicemill.ct.geometry import Grid
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.overlap import count_overlap, mean_without_nan
+from slicemill.infer import fitted_rule
 from slicemill.infer import tune as module
+from slicemill.infer.lesion_features import ScanVolumes
 from slicemill.infer.network.model import open_model
 from slicemill.infer.postprocess import postprocess
 from slicemill.infer.slices.assembly import Segmentation
@@ -33,13 +35,14 @@ from slicemill.infer.tune import (
     best,
     check_writable,
     choose_cases,
+    count_changes,
     find_flavors,
     find_gaps,
     tabulate_lesions,
     tune,
     write_rules,
 )
-from slicemill.store.model_card import PostprocessRules, parse_postprocess_rules
+from slicemill.store.model_card import LesionRule, PostprocessRules, parse_postprocess_rules
 from slicemill.store.reader import open_store
 
 
@@ -57,18 +60,37 @@ def scene(seed, shape=(9, 20, 22)):
     return reference, label, rng.integers(0, 256, shape).astype(np.uint8)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.03, 0.2, 2.0]), st.sampled_from([0.0, 0.45, 0.6]))
-def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, least_ml, least):
+RULE = LesionRule(
+    intercept=2.0,
+    log_volume_ml=0.4,
+    mean_probability=1.0,
+    peak_probability=-0.5,
+    hu_over_organ=0.02,
+    depth_mm=0.05,
+    filled=-1.0,
+    least_score=0.6,
+)
+"""About half of the lesions of a scene have a higher score."""
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.03, 0.2, 2.0]),
+    st.sampled_from([0.0, 0.45, 0.6]),
+    st.sampled_from([0.0, 0.8, 0.98]),
+)
+def test_the_table_of_lesions_gives_the_dice_that_post_processing_would(seed, least_ml, least, peak):
     reference, label, probability = scene(seed)
     grid = Grid(shape=label.shape[::-1], affine=np.diag([-2.0, -2.0, 3.0, 1.0]))
-    table = tabulate_lesions(
-        Segmentation(label=label, tumor_probability=probability, labeled=len(label)), reference, LITS_LABELS, grid
-    )
-    postprocess(
-        label, LITS_LABELS, PostprocessRules(min_lesion_ml=least_ml, min_lesion_probability=least), grid, probability
-    )
-    expected = count_overlap(reference == 2, label == 2).dice
-    assert table.dice(least_ml, least) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    image = np.random.default_rng(seed).integers(-50, 200, label.shape).astype(np.int16)
+    scan = ScanVolumes(label=label, probability=probability, image=image)
+    table = tabulate_lesions(scan, reference, LITS_LABELS, grid)
+    thresholds = {"min_lesion_ml": least_ml, "min_lesion_probability": least, "min_lesion_peak": peak}
+    for rules in (PostprocessRules(**thresholds), PostprocessRules(lesion_rule=RULE)):
+        out = label.copy()
+        postprocess(out, LITS_LABELS, rules, grid, probability, image)
+        expected = count_overlap(reference == 2, out == 2).dice
+        assert table.dice_of(rules) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 class Fake:
@@ -82,13 +104,13 @@ class Fake:
         return Segmentation(label=label.copy(), tumor_probability=probability, labeled=len(label))
 
 
-def made_up(monkeypatch, model, scenes):
-    """Let `tune` see the scenes as cases of a store."""
+def made_up(monkeypatch, model, scenes, patients=None):
+    """Let `tune` see the scenes as cases of a store, each of a patient of its own unless `patients` names them."""
 
     class Case:
         def __init__(self, number):
             self.label = scenes[number][0]
-            self.info = type("Info", (), {"labels": LITS_LABELS})
+            self.info = SimpleNamespace(labels=LITS_LABELS, patient_id=patients[number] if patients else str(number))
 
     class Store:
         root = "made-up"
@@ -124,7 +146,7 @@ def with_rules(model, **rules):
     return opened
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "now", [{}, {"largest_organ": True, "min_lesion_ml": 0.3, "min_lesion_probability": 0.42, "tumor_reach_mm": 4.0}]
 )
@@ -133,6 +155,8 @@ def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, no
     store, grid = made_up(monkeypatch, model, scenes)
     monkeypatch.setattr(module, "LEAST_ML", (0.0, 0.2, 2.0))
     monkeypatch.setattr(module, "LEAST_PROBABILITY", (0.0, 0.5))
+    monkeypatch.setattr(module, "LEAST_PEAK", (0.0, 0.99))
+    monkeypatch.setattr(fitted_rule, "LEAST_LESIONS", math.inf)
     tuned = tune(with_rules(model, **now), store, ["0", "1", "2", "3"])
     assert tuned.before.rules == PostprocessRules(**now)
     for choice in (tuned.before, tuned.chosen):
@@ -144,12 +168,19 @@ def test_what_is_chosen_is_about_the_best_of_all_settings_tried_by_hand(seed, no
                 scenes,
                 grid,
                 PostprocessRules(
-                    largest_organ=a, fill_holes=b, tumor_reach_mm=mm, min_lesion_ml=ml, min_lesion_probability=least
+                    largest_organ=a, fill_holes=b, tumor_reach_mm=mm, min_lesion_ml=ml, **dict([probability])
                 ),
             ).values()
         )
-        for a, b, mm, ml, least in product(
-            (False, True), (False, True), module.REACHES_MM, module.LEAST_ML, module.LEAST_PROBABILITY
+        for a, b, mm, ml, probability in product(
+            (False, True),
+            (False, True),
+            module.REACHES_MM,
+            module.LEAST_ML,
+            [
+                *(("min_lesion_probability", least) for least in module.LEAST_PROBABILITY),
+                *(("min_lesion_peak", least) for least in module.LEAST_PEAK[1:]),
+            ],
         )
     ]
     assert tuned.chosen.score >= max(*tried, tuned.before.score) - module.EQUAL_SCORE - 1e-12
@@ -209,6 +240,37 @@ def test_of_choices_about_as_good_the_one_with_the_fewest_changes_wins():
     far, near = choice(0.801, min_lesion_ml=1.0, fill_holes=True), choice(0.8, min_lesion_ml=2.0)
     assert best([choice(0.7), far, near], PostprocessRules()) is near
     assert best([choice(0.7), far, near], PostprocessRules(min_lesion_ml=1.0, fill_holes=True)) is far
+
+
+def test_a_fitted_rule_is_no_change_where_it_is_kept():
+    """Lists of named values are not rules: what is equal counts as unchanged, and a second tuning keeps the rule."""
+    fitted = PostprocessRules(largest_organ=True, lesion_rule=RULE)
+    assert count_changes(replace(fitted), fitted) == 0
+    assert count_changes(replace(fitted, lesion_rule=replace(RULE, filled=2.0)), fitted) == 1
+    kept, dropped = (Choice(rules=one, organ=nan, tumor=0.8) for one in (fitted, PostprocessRules(largest_organ=True)))
+    assert best([dropped, kept], fitted) is kept
+
+
+def test_a_second_tuning_keeps_the_rule_that_the_first_fitted(model, monkeypatch):
+    scenes = [(box([FIRST]), box([FIRST]), SURE)]
+    store, _ = made_up(monkeypatch, model, scenes)
+    rule = replace(RULE, intercept=100.0)
+    tuned = tune(with_rules(model, lesion_rule=asdict(rule)), store, ["0"])
+    assert tuned.chosen.rules == PostprocessRules(lesion_rule=rule)
+    assert "the earlier rule is kept" in tuned.fit
+
+
+def test_the_rule_is_fitted_by_the_patients_of_the_store(model, monkeypatch):
+    store, _ = made_up(monkeypatch, model, [(box([FIRST]), box([FIRST]), SURE)] * 3, ["ann", "bob", "ann"])
+    seen = []
+
+    def fit(tables, patients):
+        seen.append((len(tables), list(patients)))
+        return fitted_rule.Fit(reason="seen")
+
+    monkeypatch.setattr(module, "fit_lesion_rule", fit)
+    tune(with_rules(model), store, ["2", "0", "1"])
+    assert seen == [(3, ["ann", "ann", "bob"])]
 
 
 def test_the_command_shows_what_it_would_choose(model, trained, stored, tmp_path):
@@ -302,7 +364,7 @@ def test_for_a_foreign_network_the_file_of_its_rules_is_named_before_anything_is
 
 def test_rules_as_toml_are_read_back():
     rules = PostprocessRules(largest_organ=True, tumor_reach_mm=3.0, min_lesion_ml=0.5)
-    for one in (rules, PostprocessRules()):
+    for one in (rules, PostprocessRules(), replace(rules, min_lesion_peak=0.9, lesion_rule=RULE)):
         assert parse_postprocess_rules(tomllib.loads(as_toml(one))["postprocess"]) == one
 
 

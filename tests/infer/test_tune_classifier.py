@@ -11,14 +11,16 @@ from slicemill.cli import commands
 from slicemill.common.errors import ConfigError
 from slicemill.ct.crops import cut_crop
 from slicemill.ct.points import Point
+from slicemill.infer.calibration import NotCalibrated
 from slicemill.infer.network.classifier import open_classifier
 from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.tune_classifier import (
+    ClassifierTuning,
     JudgedCase,
     choose_judged_cases,
     choose_threshold,
     judge_case,
-    write_thresholds,
+    write_tuning,
 )
 from slicemill.measure.evaluation.luna16 import find_hits
 from slicemill.store.crop_card import CropCard
@@ -43,6 +45,7 @@ def test_a_threshold_detects_as_many_nodules_as_any_with_so_few_false_alarms(see
     judged = [
         JudgedCase(
             false=np.round(rng.random(rng.integers(0, 12)), 1),
+            true=np.zeros(0),
             nodules=np.append(np.round(rng.random(rng.integers(0, 4)), 1), -1.0),
         )
         for _ in range(5)
@@ -54,7 +57,7 @@ def test_a_threshold_detects_as_many_nodules_as_any_with_so_few_false_alarms(see
 
 
 def test_false_alarms_that_no_threshold_excludes_are_counted():
-    chosen = choose_threshold([JudgedCase(false=np.ones(9), nodules=np.array([1.0]))], 1)
+    chosen = choose_threshold([JudgedCase(false=np.ones(9), true=np.ones(1), nodules=np.array([1.0]))], 1)
     assert (chosen.threshold, chosen.false_alarms, chosen.detected) == (1.0, 9.0, 1)
 
 
@@ -68,6 +71,8 @@ def test_nodules_and_false_alarms_are_those_of_the_store(crop_store, tmp_path):
     judged = judge_case(classifier, next(iter(open_store(crop_store).values())))
     assert len(judged.nodules) == 2
     assert len(judged.false) == 6
+    assert len(judged.true) >= 2
+    assert judged.nodules.max() == judged.true.max()
     assert (judged.nodules > 0).all()
 
 
@@ -90,7 +95,7 @@ def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
     assert after.card.thresholds["1"] == document["thresholds"][0]["threshold"]
     crops = np.random.default_rng(0).integers(-900, 0, (3, 48, 48, 48)).astype(np.int16)
     np.testing.assert_array_equal(after.run(crops).nodule, before.run(crops).nodule)
-    write_thresholds(path, after.card, [], None)
+    write_tuning(path, after.card, ClassifierTuning(calibration=NotCalibrated(reason=""), thresholds=()), None)
     assert open_classifier(path, "cpu").card.thresholds == {}
 
 

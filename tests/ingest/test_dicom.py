@@ -16,7 +16,10 @@ from slicemill.store.reader import open_store
 from tests.ct.dicom.made import make_series, make_volume, save_series, write_series
 from tests.ct.dicom.marked import MARKER, TAGS, mark
 from tests.ct.grids import save
+from tests.infer.commands import run_command
 from tests.ingest.runs import HERE, command
+
+pytestmark = pytest.mark.usefixtures("one_worker")
 
 
 def ingest(source, store, **options):
@@ -198,24 +201,29 @@ def bytes_below(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [None, "gap", *TAGS])
-def test_no_text_of_a_header_enters_a_store_or_a_message(damage, tmp_path):
+def test_no_text_of_a_header_enters_a_store_or_a_message(tmp_path):
     """Each kind of failure prints a message that names the file and the tag, and nothing of the header's text."""
-    slices = [mark(one) for one in make_series(make_volume((5, 20, 24)))]
-    for one in slices:
-        if damage in TAGS:
-            one.add_new(TAGS[damage], "LO", MARKER.upper())
-    if damage == "gap":
-        del slices[2]
-    with warnings.catch_warnings(action="ignore"):  # pydicom's, about the values
-        save_series(tmp_path / "in" / "p1", slices)
+    for damage in ("none", "gap", *TAGS):
+        slices = [mark(one) for one in make_series(make_volume((5, 20, 24)))]
+        for one in slices:
+            if damage in TAGS:
+                one.add_new(TAGS[damage], "LO", MARKER.upper())
+        if damage == "gap":
+            del slices[2]
+        with warnings.catch_warnings(action="ignore"):  # pydicom's, about the values
+            save_series(tmp_path / "in" / damage, slices)
     words = ("ingest", tmp_path / "in", tmp_path / "store", "--json", "--workers", "1", "--verbose")
     done = subprocess.run(command(*words), cwd=HERE, capture_output=True, text=True, check=False)
-    out, err = done.stdout, done.stderr
-    assert done.returncode == (0 if damage in (None, "number", "modality", "type") else 1), err
-    written = bytes_below(tmp_path / "store") if (tmp_path / "store").exists() else b""
+    document = json.loads(done.stdout)
+    statuses = {case["case_id"]: case["status"] for case in document["cases"]}
+    sound = dict.fromkeys(("none", "number", "modality", "type"), "done")
+    assert statuses == sound | dict.fromkeys(("gap", "photometric", "rescale"), "failed")
+    assert {one["path"].split("/")[-2] for one in document["left_out"]} == {"class"}
+    alone = run_command("ingest", tmp_path / "in" / "class", tmp_path / "none")
+    assert alone.exit_code == 1
+    written, said = bytes_below(tmp_path / "store"), done.stdout + done.stderr + alone.output + alone.stderr
     for text in (MARKER, MARKER.upper(), "19010203"):
-        assert text not in out + err
+        assert text not in said
         assert text.encode() not in written
         assert text.encode("utf-16-le") not in written
 

@@ -15,6 +15,8 @@ from tests.ct.dicom_objects.series import IN_PLANE, make_label, make_series, wri
 from tests.ct.dicom_objects.test_segmentation import MAKER
 from tests.infer.commands import run_command
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 LABELS = ["--labels", "liver=1,tumor=2"]
 
 

@@ -8,6 +8,8 @@ from slicemill.ct.formats.dicom.lookup import find_series
 from slicemill.ct.formats.open import scan_files
 from slicemill.ingest.request import IngestRequest
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 TEXTS = re.compile(r"(README|SOURCE|LICENSE|COPYING|NOTICE).*|.*\.(md|csv|txt)", re.IGNORECASE)
 
 

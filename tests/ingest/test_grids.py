@@ -17,6 +17,8 @@ from slicemill.store.verify import verify
 from slicemill.store.writer import prepare_store
 from tests.ct.grids import AFFINE, reorient
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 SHAPE = (13, 11, 9)
 
 

@@ -27,6 +27,8 @@ from slicemill.store.reader import open_store
 from slicemill.store.tables import read_table
 from slicemill.store.writer import prepare_store
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 AFFINE = np.array([[-0.8, 0, 0, 9], [0, -0.8, 0, 8], [0, 0, 2.5, -7], [0, 0, 0, 1]])
 PAIRS = [nib.Nifti1Pair, nib.Nifti2Pair]
 

@@ -1,6 +1,5 @@
 """Every case is accounted for, whatever happens: bad files, kills, changes, other parameters, a cluster."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +16,6 @@ from slicemill.common.files import read_lines
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.ct.phantom import write_collection
 from slicemill.ingest import convert, pipeline
-from slicemill.ingest.cluster import open_client
 from slicemill.ingest.convert import voxel_warnings
 from slicemill.ingest.discover import discover, set_patients
 from slicemill.ingest.outcomes import FailureLine
@@ -37,17 +35,7 @@ INTERRUPTIBLE = (
 )
 LITS = Params(labels=LITS_LABELS)
 
-
-@pytest.fixture(autouse=True)
-def one_client(client, monkeypatch):
-    """Every ingest of a test in this process uses the same worker process: to start one takes seconds."""
-    monkeypatch.setattr(pipeline, "open_client", lambda *_: contextlib.nullcontext(client))
-
-
-@pytest.fixture(scope="module")
-def client():
-    with open_client(None, 1) as opened:
-        yield opened
+pytestmark = pytest.mark.usefixtures("one_worker")
 
 
 def run(folder, store, params=LITS, **options):
@@ -231,41 +219,9 @@ def test_shards_share_the_cases_and_reindex_brings_them_together(copied, tmp_pat
 
 
 @pytest.mark.slow
-def test_killed_anywhere_the_store_opens_and_the_same_command_finishes_it(tmp_path, rng):
-    folder = tmp_path / "collection"
-    list(write_collection(folder, cases=12, size=96, seed=2))
-    undisturbed = tmp_path / "undisturbed"
-    run(folder, undisturbed, workers=2)
-    store = tmp_path / "store"
-    killed = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            command("ingest", folder, store, "--workers", 2),
-            cwd=HERE,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-        )
-        time.sleep(float(rng.uniform(0.5, 1.6)))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            killed += 1
-        process.wait()
-        if (store / "scans.zarr" / "zarr.json").exists():
-            for case in open_store(store).values():
-                assert case.image[:].shape == case.label[:].shape
-        if process.returncode == 0:
-            break
-    assert killed >= 1
-    subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
-    assert contents(store) == contents(undisturbed)
-    assert read_table(store, "manifest") == read_table(undisturbed, "manifest")
-    assert list((store / ".partial").iterdir()) == []
-
-
-@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     folder, store = tmp_path / "collection", tmp_path / "store"
-    list(write_collection(folder, cases=12, size=128, seed=2))
+    list(write_collection(folder, cases=8, size=128, seed=2))
     words = [sys.executable, "-c", INTERRUPTIBLE, "ingest", str(folder), str(store), "--workers", "1"]
     process = subprocess.Popen(
         words, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -280,7 +236,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 130
     assert len(open_store(store)) >= 1
     subprocess.run(command("ingest", folder, store), cwd=HERE, check=True, stdout=subprocess.DEVNULL)
-    assert len(open_store(store)) == 12
+    assert len(open_store(store)) == 8
 
 
 def test_a_store_without_cases_takes_other_labels(copied, tmp_path):

@@ -13,6 +13,8 @@ from slicemill.store.verify import verify
 from tests.ct.dicom.made import make_series, make_volume, save_series
 from tests.ingest.test_dicom import ingest
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 SHAPE = (6, 20, 24)
 
 

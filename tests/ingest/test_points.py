@@ -37,6 +37,8 @@ from tests.ingest.luna import (
 )
 from tests.ingest.runs import HERE
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 LUNG, NODULE, IGNORED = 1, 2, 3
 
 

@@ -1,6 +1,5 @@
 """A stored case is replaced only by a new version of the files that it was made from."""
 
-import contextlib
 import gzip
 import os
 import shutil
@@ -11,8 +10,6 @@ import pytest
 from slicemill.common.files import append_line, read_lines
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_collection
-from slicemill.ingest import pipeline
-from slicemill.ingest.cluster import open_client
 from slicemill.ingest.discover import MaskOptions, add_prefix, discover, set_patients
 from slicemill.ingest.params import Params
 from slicemill.ingest.pipeline import IngestOptions, ingest
@@ -23,17 +20,7 @@ from tests.ingest.runs import contents
 
 LITS = Params(labels=LITS_LABELS)
 
-
-@pytest.fixture(scope="module")
-def client():
-    with open_client(None, 1) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def one_client(client, monkeypatch):
-    """Every ingest of this module uses the same worker process: to start one takes seconds."""
-    monkeypatch.setattr(pipeline, "open_client", lambda *_: contextlib.nullcontext(client))
+pytestmark = pytest.mark.usefixtures("one_worker")
 
 
 @pytest.fixture(scope="module")

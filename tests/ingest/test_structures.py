@@ -15,6 +15,8 @@ from slicemill.store.verify import verify
 from slicemill.store.writer import prepare_store
 from tests.ingest.test_discover import pairs, touch
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 SPACING = (4.0, 1.0, 1.0)
 SHAPE = (6, 10, 12)
 

@@ -20,6 +20,8 @@ from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 from tests.conftest import REAL
 
+pytestmark = pytest.mark.usefixtures("one_worker")
+
 UIDS = ["1.3.6.1.4.1.14519.5.2.1.6279.6001.1", "1.3.6.1.4.1.14519.5.2.1.6279.6001.11"]
 rng = np.random.default_rng(0)
 IMAGE = rng.integers(-1000, 1500, (6, 5, 4)).astype(np.int16)

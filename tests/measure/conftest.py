@@ -36,7 +36,7 @@ def two_cases(tmp_path):
 
 
 @pytest.fixture
-def predicted_store(two_cases):
+def predicted_store(two_cases, one_worker):
     """The predictions of two cases, ingested with their scans."""
     from slicemill.ingest.discover import discover
     from slicemill.ingest.params import Params

@@ -323,7 +323,7 @@ def test_voxels_of_the_label_ignore_count_in_no_score(two_cases):
     assert "voxels of the reference's label ignore (3) are left out" in format_left_out(evaluation)
 
 
-def test_the_value_of_ignore_comes_from_the_references_store_if_the_labels_do_not_name_it(two_cases):
+def test_the_value_of_ignore_comes_from_the_references_store_if_the_labels_do_not_name_it(two_cases, one_worker):
     annotate_less(two_cases)
     labels = make_labels({"liver": 1, "tumor": 2, "ignore": 3})
     store = two_cases / "references"

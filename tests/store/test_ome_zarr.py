@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import dask
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,6 +18,14 @@ from slicemill.store.ome_zarr import placement_error_mm
 from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
 from tests.ct.grids import reorient
+
+
+@pytest.fixture(autouse=True)
+def computed_here():
+    """Let arrays of dask be computed in this process, also while a test of it has a cluster."""
+    with dask.config.set(scheduler="threads"):
+        yield
+
 
 STRAIGHT = np.array([[-0.7, 0, 0, 120], [0, 0.8, 0, -97], [0, 0, 2.5, 400], [0, 0, 0, 1]])
 ORIENTATIONS = ("RAS", "LPS", "SAR", "PIL", "LAI", "ASL")

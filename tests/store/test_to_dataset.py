@@ -88,7 +88,7 @@ def split(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["nnunet", "monai", "lits"])
-def test_an_exported_collection_is_ingested_to_an_equal_store(form, stored, tmp_path):
+def test_an_exported_collection_is_ingested_to_an_equal_store(form, stored, one_worker, tmp_path):
     exported(stored, tmp_path / "out", "--format", form, "--workers", 2)
     again = tmp_path / "again"
     report = ingest(discover(tmp_path / "out"), again, Params(labels=LITS_LABELS), IngestOptions(workers=1))

@@ -163,7 +163,7 @@ def test_a_case_that_another_run_is_writing_is_left_and_named(old):
     assert [case["status"] for case in json.loads(again.stdout)["cases"]] == ["done", "skipped"]
 
 
-def test_a_store_of_format_1_takes_new_cases_and_both_formats_are_read(old, collection, stored):
+def test_a_store_of_format_1_takes_new_cases_and_both_formats_are_read(old, collection, stored, one_worker):
     report = ingest(discover(collection), old, Params(labels=LITS_LABELS), IngestOptions(workers=1))
     assert (report.count("done"), report.count("failed")) == (4, 0)
     assert sorted(case.info.format for case in open_store(old).values()) == [1, 1, 2, 2, 2, 2]

@@ -2,16 +2,22 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from slicemill.infer.tune_classifier import ChosenThreshold, write_thresholds
+from slicemill.infer.calibration import fit_calibration
+from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
 from slicemill.store.crop_card import CropCard, decode_crop_metadata
 from slicemill.store.nodules_file import write_bundle
 from slicemill.train.export.earlier import describe_thresholds, keep_thresholds, read_earlier_card
 from tests.infer.networks import CROP_CARD, write_classifier
 
 WEIGHTS, OTHER = "a" * 64, "b" * 64
-CHOSEN = [ChosenThreshold(rate=1, threshold=0.75, false_alarms=0.5, detected=3, nodules=4)]
+FITTED = fit_calibration(np.linspace(0.3, 1, 20), np.linspace(0, 0.6, 20))
+CHOSEN = ClassifierTuning(
+    calibration=FITTED,
+    thresholds=(ChosenThreshold(rate=1, threshold=0.75, false_alarms=0.5, detected=3, nodules=4),),
+)
 TUNED = {"cases": 3, "part": "validation", "nodules": 4}
 
 
@@ -22,19 +28,19 @@ def tuned_file(request, tmp_path):
     if request.param.endswith(".nodules"):
         path = tmp_path / request.param
         write_bundle(path, classifier, classifier)
-    write_thresholds(path, read_earlier_card(path), CHOSEN, TUNED)
+    write_tuning(path, read_earlier_card(path), CHOSEN, TUNED)
     return path
 
 
 def test_thresholds_of_the_replaced_file_are_kept_for_equal_weights_and_candidates(tuned_file):
     earlier = read_earlier_card(tuned_file)
     kept = keep_thresholds(earlier, WEIGHTS, None)
-    assert (kept.thresholds, kept.tuned) == ({"1": 0.75}, TUNED)
+    assert (kept.thresholds, kept.tuned, kept.calibration) == ({"1": 0.75}, TUNED, FITTED)
     named = dataclasses.replace(earlier, segmentation_sha256=WEIGHTS)
     assert keep_thresholds(named, WEIGHTS, WEIGHTS).thresholds == {"1": 0.75}
     assert keep_thresholds(earlier, WEIGHTS, OTHER).thresholds == {"1": 0.75}
     for changed in (keep_thresholds(earlier, OTHER, None), keep_thresholds(named, WEIGHTS, OTHER)):
-        assert (changed.thresholds, changed.tuned) == ({}, None)
+        assert (changed.thresholds, changed.tuned, changed.calibration) == ({}, None, None)
 
 
 def test_dropped_thresholds_are_named(tuned_file):

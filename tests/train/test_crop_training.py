@@ -30,10 +30,10 @@ from slicemill.train.crops.network import CropNetwork
 from slicemill.train.crops.samples import (
     Sample,
     Samples,
+    are_rated,
     draw_epoch,
     find_malignancy_samples,
     find_nodule_samples,
-    has_ratings,
     join_samples,
     keep_negatives,
 )
@@ -122,7 +122,7 @@ def test_a_negative_beside_an_excluded_finding_is_a_sample():
 )
 def test_malignancy_is_a_probability_or_a_rating(values, positive, left_out):
     case = FakeCase([nodule(i, (i * 30.0, 0, 0), malignancy=value) for i, value in enumerate(values)], None)
-    samples = find_malignancy_samples([case], ratings=has_ratings([case]))
+    samples = find_malignancy_samples([case], ratings=are_rated([case]))
     assert [one.positive for one in samples.used] == positive
     assert len(samples.left_out) == left_out
 
@@ -130,16 +130,16 @@ def test_malignancy_is_a_probability_or_a_rating(values, positive, left_out):
 def test_a_rating_of_one_is_benign_in_a_part_that_has_no_other():
     case = FakeCase([nodule(1, (0.0, 0, 0), malignancy=1)], None)
     other = FakeCase([nodule(1, (0.0, 0, 0), malignancy=5)], None)
-    (sample,) = find_malignancy_samples([case], ratings=has_ratings([case, other])).used
+    (sample,) = find_malignancy_samples([case], ratings=are_rated([case, other])).used
     assert not sample.positive
-    (sample,) = find_malignancy_samples([case], ratings=has_ratings([case])).used
+    (sample,) = find_malignancy_samples([case], ratings=are_rated([case])).used
     assert sample.positive
 
 
 def test_malignancy_that_is_neither_is_refused():
     case = FakeCase([nodule(1, (0.0, 0, 0), malignancy=4), nodule(2, (9.0, 0, 0), malignancy=0.3)], None)
     with pytest.raises(StoreError, match=r"malignancy of p2 of case one is 0.3"):
-        find_malignancy_samples([case], ratings=has_ratings([case]))
+        find_malignancy_samples([case], ratings=are_rated([case]))
 
 
 def test_an_epoch_is_balanced_by_class_and_by_diameter():
@@ -489,8 +489,9 @@ def run_command(*arguments):
 
 @pytest.mark.slow
 def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, crop_store, model, tmp_path):
+    from slicemill.infer.calibration import NotCalibrated
     from slicemill.infer.network.classifier import open_classifier
-    from slicemill.infer.tune_classifier import ChosenThreshold, write_thresholds
+    from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
     from slicemill.store.nodules_file import read_bundle
     from slicemill.train.crops.folder import load_base
     from slicemill.train.crops.network import CropGraph
@@ -513,9 +514,9 @@ def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, cro
     np.testing.assert_allclose(scores.nodule, expected[0], atol=1e-3)
     np.testing.assert_allclose(scores.malignancy, expected[1], atol=1e-3)
     assert "thresholds: none; choose them" in text
-    write_thresholds(
-        path, opened.card, [ChosenThreshold(rate=1, threshold=0.5, false_alarms=0, detected=1, nodules=1)], None
-    )
+    chosen = ChosenThreshold(rate=1, threshold=0.5, false_alarms=0, detected=1, nodules=1)
+    tuning = ClassifierTuning(calibration=NotCalibrated(reason=""), thresholds=(chosen,))
+    write_tuning(path, opened.card, tuning, None)
     code, text = run_command("export", run, path, "--segmentation", model)
     assert "thresholds: those of the replaced file" in text
     assert open_classifier(path, "cpu").card.thresholds == {"1": 0.5}

@@ -1,11 +1,13 @@
 """Settings of torch that depend on the device."""
 
+import os
+
 import pytest
 import torch
 
 from slicemill.train.loop import train
 from slicemill.train.run import epoch
-from slicemill.train.run.device import search_algorithms
+from slicemill.train.run.device import search_algorithms, use_cores
 from tests.conftest import TINY
 from tests.train.helpers import no_log
 
@@ -43,3 +45,17 @@ def test_steps_search_and_validation_does_not(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(epoch, "search_algorithms", lambda _: search_algorithms(CUDA))
     train(stored, tmp_path, TINY.replace(epochs=1, steps=2), log=no_log)
     assert searched == {"train_step": {True}, "validate": {False}}
+
+
+def test_a_training_uses_no_more_threads_than_it_may():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does
+        with use_cores(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+        torch.set_num_threads(1000)
+        with use_cores(torch.device("cpu")):
+            assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+        assert torch.get_num_threads() == 1000
+    finally:
+        torch.set_num_threads(before)

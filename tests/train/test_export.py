@@ -32,6 +32,8 @@ from slicemill.train.network.unet import normalize
 from tests.conftest import TINY
 
 WINDOW = np.array([[0, 1, 2]], np.int32)
+INSIDE = "inside.onnx"
+"""Name of the copy whose biases are still in the transposed convolutions."""
 TELLING = tuple(replace(flavor, probability=True) for flavor in FLAVORS)
 
 
@@ -39,12 +41,17 @@ TELLING = tuple(replace(flavor, probability=True) for flavor in FLAVORS)
 def file_of(trained, model, tmp_path_factory):
     """Return the run's model file of a flavor; each is exported once."""
 
+    def copy_and_split(written):
+        shutil.copy(written, written.with_name(INSIDE))
+        split_transpose_bias(written)
+
     @cache
     def make(flavor):
         if flavor == Flavor():
             return model
         with pytest.MonkeyPatch.context() as patch:  # the fixture `exported_before` may have replaced it
             patch.setattr("slicemill.train.export.model_file.write_onnx", write_onnx)
+            patch.setattr(onnx_graph, "split_transpose_bias", copy_and_split)
             (path,) = export(trained, tmp_path_factory.mktemp("flavor") / "m.onnx", flavors=[flavor])
         return path
 
@@ -308,27 +315,17 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
 
 
 @pytest.mark.parametrize("flavor", [flavor for flavor in TELLING if flavor.for_gpu], ids=lambda flavor: flavor.suffix)
-def test_for_gpus_the_bias_of_transposed_convolutions_is_an_addition_and_changes_no_output(
-    flavor, tmp_path, rng, monkeypatch
-):
+def test_for_gpus_the_bias_of_transposed_convolutions_is_an_addition_and_changes_no_output(flavor, file_of, best, rng):
     """onnxruntime on CUDA fuses biases into convolutions, and fails where it fuses one into a ConvTranspose."""
-    torch.manual_seed(0)
-    graph = ExportGraph(build_network(LITS_LABELS, TINY).eval(), TINY, LITS_LABELS, flavor).eval()
-    image = rng.integers(-200, 300, (6, 32, 32), dtype=np.int16)
-    feed = graph.feed(image, np.array([[0, 1, 2], [3, 4, 5]], np.int32))
-    path, inside = tmp_path / "m.onnx", tmp_path / "inside.onnx"
-
-    def copy_and_split(written):
-        shutil.copy(written, inside)
-        split_transpose_bias(written)
-
-    monkeypatch.setattr(onnx_graph, "split_transpose_bias", copy_and_split)
-    write_onnx(graph, [(image[:3], WINDOW)], path)
-    graphs = [load_checked_onnx(file).graph for file in (path, inside)]
+    graph, path = best.graph(flavor), file_of(flavor)
+    files = (path, next(path.parent.rglob(INSIDE)))
+    graphs = [load_checked_onnx(file).graph for file in files]
     for found, inputs in zip(graphs, (2, 3), strict=True):
         assert [len(node.input) for node in found.node if node.op_type == "ConvTranspose"] == [inputs] * TINY.depth
     assert len({len(found.initializer) for found in graphs}) == 1, "no weight is left over"
-    outputs = [session(file).run(graph.outputs, feed) for file in (path, inside)]
+    image = rng.integers(-200, 300, (6, 64, 64), dtype=np.int16)
+    feed = graph.feed(image, np.array([[0, 1, 2], [3, 4, 5]], np.int32))
+    outputs = [session(file).run(graph.outputs, feed) for file in files]
     assert np.ptp(outputs[0][-1]) > 0
     for name, one, other in zip(graph.outputs, *outputs, strict=True):
         assert np.array_equal(one, other), name

@@ -31,14 +31,14 @@ HERE = Path(__file__).parents[2]
 
 class TestInterruptions:
     @pytest.mark.slow
-    def test_a_run_killed_at_twenty_random_moments_ends_as_an_undisturbed_one(self, stored, tmp_path):
-        config = replace(TINY, epochs=5, steps=40, batch=4, seed=3, hard_share=0.2, save_minutes=1e-6)
+    def test_a_run_killed_at_eight_random_moments_ends_as_an_undisturbed_one(self, stored, tmp_path):
+        config = replace(TINY, epochs=4, steps=40, batch=4, seed=3, hard_share=0.2, save_minutes=1e-6)
         (tmp_path / "c.toml").write_text(to_toml(config))
         words = [sys.executable, "-c", KILLED, str(stored), str(tmp_path)]
         done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True)
         moments = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
-        assert len(moments) == 20
-        assert len(set(moments)) > 5  # it got on, within epochs
+        assert len(moments) == 8
+        assert len(set(moments)) > 3  # it got on, within epochs
         assert checkpoint(tmp_path / "killed") == checkpoint(tmp_path / "whole")
 
     @pytest.mark.slow
@@ -165,7 +165,7 @@ def written(run):
     return (run / LAST).stat().st_mtime_ns if (run / LAST).exists() else 0
 
 dice = random.Random(5)
-for kill in range(20):
+for kill in range(8):
     before, checkpoints = written(run), 0
     pid = go(run, config)
     deadline = time.time() + 60

@@ -146,14 +146,14 @@ class TestCurves:
         assert len(figure.axes) == 4
         assert len(figure.axes[0].lines) == 4
 
-    def test_a_single_epoch_shows(self, tmp_path):
+    def test_a_single_epoch_shows(self, drawn_curves, tmp_path):
         draw_curves(tmp_path / "one.png", [epoch_metrics(1, tumor_dice=0.7)], LITS_LABELS)
         picture = np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).astype(int)
         below_the_legend = picture[130:450, 60:900]
         red = (abs(below_the_legend - (0xD0, 0x40, 0x2F)) < 12).all(axis=-1)
         assert red.sum() > 20
 
-    def test_the_picture_of_a_running_training_is_drawn_again_when_it_is_old(self, tmp_path):
+    def test_the_picture_of_a_running_training_is_drawn_again_when_it_is_old(self, drawn_curves, tmp_path):
         path = tmp_path / "curves.png"
         keep_current(path, [epoch_metrics(1)], LITS_LABELS)
         first = path.read_bytes()

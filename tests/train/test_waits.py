@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +33,7 @@ from slicemill.train.network.step import (
     StepResult,
     class_lookup,
     count_on_gpu,
+    make_average,
     make_learner,
     move_to_device,
     prepare_input,
@@ -168,9 +170,10 @@ class TestStep:
 
     def test_the_watch_sees_the_average_of_torch(self):
         learner = make_learner(LITS_LABELS, Config(width=4, depth=2), META)
+        average = AveragedModel(learner.network, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
         for expected in (False, True):
             with Watch("meta") as watch:
-                learner.average.update_parameters(learner.network)
+                average.update_parameters(learner.network)
             assert bool(watch.crossings) == expected
 
     def test_pixels_are_counted_without_reading_back(self):
@@ -196,6 +199,20 @@ class TestStep:
             theirs.update_parameters(learner.network)
             for name, tensor in theirs.state_dict().items():
                 assert torch.equal(tensor, ours.state_dict()[name]), name
+
+    def test_after_many_steps_the_average_moves_as_torchs_does(self):
+        theirs = get_ema_multi_avg_fn(0.99)
+        start, value = torch.rand(5), torch.rand(5)
+        moved, expected = [start.clone()], [start.clone()]
+        make_average(0.99)(moved, [value], torch.tensor(891))
+        theirs(expected, [value], torch.tensor(891))
+        assert torch.equal(moved[0], expected[0])
+
+    def test_a_short_run_is_not_judged_by_its_first_weights(self):
+        kept = [torch.ones(1)]
+        for number in range(20):
+            make_average(0.99)(kept, [torch.zeros(1)], torch.tensor(number))
+        assert kept[0] < 1e-6  # a constant decay keeps 0.82 of the first weights
 
     def test_on_the_cpu_the_losses_are_read_as_they_are(self):
         result = StepResult(torch.tensor(2.0), torch.tensor([1.0, 3.0]), torch.zeros(3, 3))

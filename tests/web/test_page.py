@@ -123,6 +123,8 @@ def test_the_table_jumps_and_agrees_with_the_report(shown):
     for row, lesion in zip(rows, lesions, strict=True):
         assert [int(row[0]), int(row[1])] == [lesion.id, lesion.key_z + 1]
         assert float(row[2]) == round(lesion.max_axial_diameter_mm, 1)
+        box = tuple(map(slice, lesion.bbox_zyx[:3], lesion.bbox_zyx[3:]))
+        assert float(row[4]) == pytest.approx(make_image()[box][make_mask()[box] == 2].mean(), abs=0.5)
     assert "2 lesions of tumor" in shown.text("#parts-text")
     assert shown.caption() == f"axial {lesions[0].key_z + 1} of 9"  # the largest is shown first
     shown.press("n")

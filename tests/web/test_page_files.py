@@ -13,7 +13,17 @@ from tests.web.served import serving
 
 TSC = Path(__file__).parent / "node_modules" / "typescript" / "bin" / "tsc"
 MOST_BYTES, MOST_SENT_BYTES = 120_000, 60_000
-ONLY_UPLOADS = {"serve.js", "serve.css", "start.html", "drop.js", "picture.js", "job_view.js", "jobs_api.js"}
+ONLY_UPLOADS = {
+    "serve.js",
+    "serve.css",
+    "start.html",
+    "drop.js",
+    "picture.js",
+    "job_view.js",
+    "jobs_api.js",
+    "nodules.js",
+    "candidate_table.js",
+}
 """Files that only the page of `slicemill serve` loads."""
 OPTIONS = (
     "--noEmit --allowJs --checkJs --strict --noUnusedLocals --target es2022 --module es2022 "

@@ -1,5 +1,6 @@
 """What can be dropped on the page of `slicemill serve`, and that the answer is that of `infer` on the same scan."""
 
+import csv
 import gzip
 import io
 import json
@@ -12,18 +13,31 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 (its own documentation's name)
 from PIL import Image
 
+from slicemill.store.training_scans import TrainingScans
 from tests.ct.dicom_objects.series import IN_PLANE, make_series, write_series
 from tests.infer.commands import run_command
-from tests.infer.networks import write_model, write_threshold
+from tests.infer.networks import write_described, write_model, write_threshold
 from tests.web.jobs import HU, TUMORS, dropping, make_hu, serving_jobs, write_nifti
 
+TRAINING = TrainingScans(
+    cases=4,
+    slice_spacing_mm=(2.0, 3.0),
+    pixel_mm=(0.5, 1.5),
+    body_cm2=(8.0, 16.0),
+    body_hu=((-90, -70), (-90, -70), (-90, -70)),
+)
+"""What `make_hu` is within, with the margins, but not what is brighter or has other slices."""
 PICTURE = {"low": -200, "high": 300, "left": 0, "top": 0, "right": 64, "bottom": 48}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
-    models = [write_threshold(folder / "net.onnx"), write_model(folder / "plain.onnx", {"bright": 1})]
+    models = [
+        write_threshold(folder / "net.onnx"),
+        write_model(folder / "plain.onnx", {"bright": 1}),
+        write_described(folder / "described.onnx", TRAINING),
+    ]
     (folder / "private").mkdir()
     with serving_jobs(models, folder / "private") as one:
         yield one
@@ -226,6 +240,25 @@ def test_a_model_without_tumor_or_probabilities_says_so(page, tmp_path):
     assert [mask["threshold"] for mask in masks] == [None]
 
 
+def test_a_scan_unlike_those_of_the_training_is_less_reliable_in_words(page, tmp_path):
+    doubt = "Less reliable: outside of what the model was trained on: "
+
+    def doubts(path, model, **request):
+        answer = page.finish(path, model=model, **request)["answer"]
+        return [detail.removeprefix(doubt) for detail in answer["details"] if detail.startswith(doubt)]
+
+    scan = write_nifti(tmp_path / "ct.nii")
+    assert doubts(scan, 2) == []
+    assert page.client.get("/api/server").json()["models"][2]["trained_on"].startswith("slices 2 to 3 mm apart, ")
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1, 1, 9.0, 1]) @ image.affine), tmp_path / "far.nii")
+    assert doubts(tmp_path / "far.nii", 2) == ["its slices are 22.5 mm apart (2 to 3 mm in training)."]
+    assert doubts(tmp_path / "far.nii", 0) == [], "a model that does not say it"
+    gray = np.tile(np.linspace(0, 255, 64), (48, 1)).astype(np.uint8)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    assert doubts(tmp_path / "a.png", 2, picture=PICTURE) == [], "a picture has no size, and its window cuts the HU"
+
+
 def test_without_tumor_the_answer_is_not_that_all_is_well(page, tmp_path):
     hu = np.full((6, 20, 20), -80, dtype=np.int16)
     hu[:, :4] = -1000
@@ -233,6 +266,15 @@ def test_without_tumor_the_answer_is_not_that_all_is_well(page, tmp_path):
     assert answer["kind"] == "none"
     assert answer["headline"] == "No tumor above the threshold"
     assert "does not mean that there is none" in answer["details"][0]
+
+
+def test_the_mean_hu_of_the_table_is_that_of_measure(page, tmp_path, rng):
+    hu = make_hu() + rng.integers(-20, 20, make_hu().shape, dtype=np.int16)
+    state = page.finish(write_nifti(tmp_path / "ct.nii", hu))
+    rows = list(csv.DictReader(io.StringIO(page.result(state, "lesions.csv").decode())))
+    table = page.client.get(f"/api/cases/{state['id']}/parts/0/1").json()
+    assert len(table["mean_hu"]) == len(rows) == len(TUMORS)
+    assert np.allclose(table["mean_hu"], [float(row["hu_mean"]) for row in rows], atol=1e-4)
 
 
 @pytest.mark.parametrize("threshold", [1, 128, 255])

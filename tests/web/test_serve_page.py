@@ -261,6 +261,65 @@ def test_too_much_is_refused_before_it_is_sent(shown, served, tmp_path, monkeypa
         assert client.get("/api/server").json()["jobs"] == []
 
 
+@pytest.mark.slow
+def test_an_upload_goes_on_after_a_lost_connection(shown, served, tmp_path):
+    size = 64_000_000
+    path = tmp_path / "large.nii"
+    with path.open("wb") as stream:
+        stream.truncate(size)
+    sent = []
+    shown.page.on("request", lambda request: sent.append(request.url) if request.method == "PUT" else None)
+    shown.page.set_input_files("#files", path)
+    deadline = time.monotonic() + 60
+    while not any(job.upload_bytes for job in served.jobs.all()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    (job,) = served.jobs.all()
+    for connection in list(served.server.server_state.connections):
+        connection.loop.call_soon_threadsafe(connection.transport.abort)
+    assert shown.message() == "The connection was lost; trying again"
+    shown.wait("document.querySelector('#message').textContent.includes('large.nii')")
+    assert job.upload_bytes == size, "each byte arrived once"
+    assert len(sent) >= 2
+    assert "offset=0" not in sent[-1]
+    # Chromium may repeat the request by itself, from the start, which is refused
+    expected = ("409 ", "404 ", "error: Failed to load resource")
+    assert all(fault.startswith(expected) for fault in shown.faults), shown.faults
+    shown.faults.clear()
+
+
+def test_a_file_that_cannot_be_read_is_reported_at_once(shown, tmp_path):
+    path = write_nifti(tmp_path / "gone.nii")
+    sent = []
+
+    def lose(route):
+        sent.append(route.request.url)
+        path.unlink(missing_ok=True)
+        route.abort()
+
+    shown.page.route("**/files?**", lose)
+    shown.choose(path)
+    assert "gone.nii cannot be read" in shown.message()
+    assert len(sent) == 1
+    assert all(fault.startswith("error: Failed to load resource") for fault in shown.faults), shown.faults
+    shown.faults.clear()
+
+
+def test_a_scan_that_was_removed_is_not_sent_again(shown, tmp_path):
+    sent = []
+
+    def refuse(route):
+        sent.append(route.request.url)
+        route.fulfill(status=410, json={"error": "This scan was removed."})
+
+    shown.page.route("**/files?**", refuse)
+    shown.choose(write_nifti(tmp_path / "a.nii"))
+    assert shown.message() == "This scan was removed."
+    assert len(sent) == 1
+    assert all(fault.startswith(("410 ", "error: Failed to load resource")) for fault in shown.faults), shown.faults
+    shown.faults.clear()
+
+
 def test_cancel_ends_a_scan_at_work(shown, served, tmp_path):
     import os
     import signal

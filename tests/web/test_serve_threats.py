@@ -22,6 +22,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from slicemill.web.serve import app, folder, jobs, uploads
@@ -69,7 +70,7 @@ def wait_for(condition, seconds=15):
 
 def test_all_that_has_or_changes_data_needs_host_origin_and_cookie(served, page):
     job = page.create()
-    paths = ["/api/server", f"/api/jobs/{job}/events", f"/api/jobs/{job}/results/all.zip"]
+    paths = ["/api/server", *(f"/api/jobs/{job}/{what}" for what in ("events", "results/all.zip", "files/0"))]
     changes = [("POST", "/api/jobs"), ("PUT", f"/api/jobs/{job}/files?name=a"), ("POST", f"/api/jobs/{job}/start"),
                ("POST", f"/api/jobs/{job}/choose"), ("POST", f"/api/jobs/{job}/end")]  # fmt: skip
     with served.client(with_cookie=False) as stranger:
@@ -155,17 +156,78 @@ def test_a_client_that_stops_sending_is_given_up(served, page, monkeypatch):
     wait_for(lambda: not page.client.get("/api/server").json()["jobs"])
 
 
-def test_a_tab_that_is_closed_in_mid_upload_leaves_nothing(served, page):
-    job = page.create()
+@contextlib.contextmanager
+def sending(served, job, content, total):
+    """Send the start of a file, and break the connection when the block ends."""
     with served.connect() as gone:
         gone.sendall(
-            f"PUT /api/jobs/{job}/files?name=a.nii HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
+            f"PUT /api/jobs/{job}/files?name=a.nii&number=7 HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\n"
             f"Origin: {served.base}\r\nCookie: {served.access.cookie}={served.access.session}\r\n"
-            "Content-Length: 1000000\r\n\r\n".encode()
-            + bytes(300_000)
+            f"Content-Length: {total}\r\n\r\n".encode()
+            + content
         )
-        wait_for(lambda: page.state(job)["upload_bytes"] == 300_000)
+        wait_for(lambda: served.jobs.find(job).upload_bytes == len(content))
+        yield gone
+
+
+def test_a_tab_that_is_closed_in_mid_upload_leaves_nothing(served, page, monkeypatch):
+    monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
+    monkeypatch.setattr(jobs, "SWEEP_SECONDS", 0.1)
+    job = page.create()
+    with sending(served, job, bytes(300_000), 1_000_000):
+        pass
     wait_for(lambda: not page.client.get("/api/server").json()["jobs"])
+
+
+def test_a_scan_that_was_removed_takes_no_more_and_says_so(served, page):
+    job = page.create()
+    with sending(served, job, bytes(300_000), 600_000) as connection:
+        page.end(job)
+        connection.sendall(b"x")
+        assert b" 410 " in connection.recv(4096).splitlines()[0]
+
+
+def test_the_rest_of_a_file_follows_after_a_lost_connection_and_nothing_else(served, page, tmp_path):
+    content = write_nifti(tmp_path / "a.nii").read_bytes()
+    half = len(content) // 2
+    job = page.create()
+    path = f"/api/jobs/{job}/files"
+
+    def put(offset, body, number=7):
+        words = {"name": "other.mha", "number": number, "offset": offset}
+        return page.client.put(path, params=words, content=body, headers=page.origin).status_code
+
+    with sending(served, job, content[:half], len(content)):
+        assert put(half, content[half:]) == 409, "while the first connection sends"
+    wait_for(lambda: not served.jobs.find(job).is_receiving)
+    assert page.client.get(f"{path}/7").json() == {"bytes": half, "is_complete": False}
+    assert page.post(f"/api/jobs/{job}/start").status_code == 409, "a file is not complete"
+    for wrong in (0, half - 1, half + 1, 10**14):
+        assert put(wrong, b"x") == 409
+    assert put(4, b"x", number=8) == 409, "nothing of this file has arrived"
+    for odd in ("-1", "x", "9" * 5000):
+        assert put(odd, b"x") == put(0, b"x", number=odd) == 400
+    assert page.client.get(f"{path}/8").status_code == 404
+    assert put(half, content[half:]) == 204
+    assert page.client.get(f"{path}/7").json() == {"bytes": len(content), "is_complete": True}
+    assert put(len(content), b"x") == put(0, b"x") == 409, "it is complete"
+    assert page.state(job)["upload_bytes"] == len(content)
+    assert page.post(f"/api/jobs/{job}/start").status_code == 204
+    state = page.wait(job)
+    assert state["name"] == "a.nii"
+    assert state["answer"]["headline"].startswith("Tumor found: 2")
+
+
+def test_a_file_in_parts_has_the_same_limit(served, page):
+    job = page.create()
+    with sending(served, job, bytes(300_000), SMALL.file_bytes):
+        pass
+    wait_for(lambda: not served.jobs.find(job).is_receiving)
+    words = {"number": 7, "offset": 300_000}
+    rest = bytes(SMALL.file_bytes - 300_000 + 1)
+    answer = page.client.put(f"/api/jobs/{job}/files", params=words, content=iter([rest]), headers=page.origin)
+    assert answer.status_code == 413
+    assert not page.client.get("/api/server").json()["jobs"]
 
 
 def test_a_tab_that_is_closed_between_two_files_leaves_nothing(served, page, monkeypatch):
@@ -326,6 +388,35 @@ def test_a_killed_model_is_started_again(served, page, tmp_path, moment):
     wait_for(lambda: not served.files())
 
 
+@pytest.mark.slow
+def test_a_scan_that_takes_the_model_too_much_memory_fails_alone(served, page, tmp_path):
+    models = served.jobs.models
+    page.finish(write_nifti(tmp_path / "a.nii"))  # the model runs
+    pid, most = models.pid, models.most_bytes
+    models.most_bytes = psutil.Process(pid).memory_info().rss + (3 << 20)
+    try:
+        assert page.finish(tmp_path / "a.nii")["answer"]["kind"] == "found", "a small scan fits"
+        large = np.full((45, 256, 256), -80, dtype=np.int16)
+        why = page.fail(write_nifti(tmp_path / "large.nii.gz", large))
+    finally:
+        models.most_bytes = most
+    assert why.startswith("the model took more than 0.")
+    assert why.endswith("Use a scan of fewer or smaller slices, or a machine with more memory.")
+    assert not psutil.pid_exists(pid)
+
+
+def test_an_upload_that_does_not_fit_on_the_disk_is_refused_before_it_is_sent(served, page):
+    answer = page.client.post("/api/jobs", params={"bytes": 10**15 - 1}, headers=page.origin)
+    assert answer.status_code == 507
+    assert "the upload may need 1e+06 GB of disk, and " in answer.json()["error"]
+    assert answer.json()["error"].endswith("start slicemill with TMPDIR on another disk.")
+    assert not served.jobs.all()
+    for odd in ("x", "-1", "9" * 5000, ""):
+        answer = page.client.post("/api/jobs", params={"bytes": odd}, headers=page.origin)
+        assert answer.status_code == 201, "a number that is none says nothing"
+        page.end(answer.json()["id"])
+
+
 @pytest.mark.parametrize("step", ["_read", "_segment", "_write"])
 def test_an_unexpected_error_ends_the_work_with_a_sentence(served, page, tmp_path, monkeypatch, step):
     async def fail(_):
@@ -421,7 +512,9 @@ def test_a_disk_that_is_full_while_a_scan_is_read_is_reported(model, tmp_path):
     try:
         with serving_jobs([model], place) as served, dropping(served) as client:
             write_nifti(tmp_path / "a.nii.gz", np.full((30, 256, 256), -80, dtype=np.int16))
-            assert "No space left" in client.fail(tmp_path / "a.nii.gz")
+            reason = client.fail(tmp_path / "a.nii.gz")
+            assert "No space left" in reason
+            assert "may need 0.0157 GB of disk, and 0.00" in reason, "it is known from the header"
             assert served.files() == []
             assert client.finish(write_nifti(tmp_path / "b.nii"))["answer"]["kind"] == "found"
     finally:

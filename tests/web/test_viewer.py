@@ -1,5 +1,6 @@
 """Sections, volumes, parts and lists of cases, compared with numpy and with the reports."""
 
+import gc
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from slicemill.common.errors import InputError, PairingError, UsageError
 from slicemill.common.files import write_csv
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
+from slicemill.ct.runs import Runs
 from slicemill.measure.lesions.measurements import Volume
 from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.store.reader import open_store
@@ -106,6 +108,31 @@ def test_parts_are_those_of_scipy_and_volumes_those_of_numpy(files):
     assert list(organ.slice_voxels) == (voxels > 0).sum(axis=(1, 2)).tolist()
     progress = describe_progress(case)
     assert progress.masks[0].values == ((1, int((voxels == 1).sum())), (2, int((voxels == 2).sum())))
+
+
+def test_mean_hu_is_right_whenever_it_is_asked_for_and_runs_are_not_kept(files):
+    scan, mask = files
+    case = opened(ViewRequest(path=scan, masks=(mask,), labels=LITS_LABELS))
+
+    def count_runs():
+        gc.collect()
+        return sum(type(one) is Runs for one in gc.get_objects())  # isinstance asks lazy objects of torch
+
+    before = count_runs()
+    case.image._is_read = False  # the mask is read before the scan
+    for value in (1, 2):
+        assert case.find_parts(0, value)
+        assert case.find_mean_hu(0, value) is None
+        assert count_runs() == before + 1, "those looked at last"
+    case.image._is_read = True
+    for value in (2, 1, 3):  # with its runs, without them, and after the scan
+        numbers, count = scipy.ndimage.label(np.isin(make_mask(), (1, 2) if value == 1 else value), np.ones((3, 3, 3)))
+        means = scipy.ndimage.mean(make_image(), numbers, np.arange(1, count + 1))
+        np.testing.assert_allclose(sorted(case.find_mean_hu(0, value)), sorted(means))
+        assert count_runs() == before
+    case = opened(ViewRequest(path=scan, masks=(mask,), labels=LITS_LABELS))
+    assert case.find_parts(0, 2)
+    assert count_runs() == before, "the scan was read: its HU are measured at once"
 
 
 def test_every_label_has_the_color_of_the_other_pictures():

@@ -33,9 +33,9 @@ from slicemill.train.crops.network import CropNetwork
 from slicemill.train.crops.samples import (
     LeftOutSample,
     Samples,
+    are_rated,
     find_malignancy_samples,
     find_nodule_samples,
-    has_ratings,
     join_samples,
     keep_negatives,
 )
@@ -201,7 +201,7 @@ def find_samples(store: Store, case_ids: Sequence[str], config: CropConfig, *, m
     """
     cases = [case for case in (store[case_id] for case_id in case_ids) if case.points is not None]
     samples = (
-        find_malignancy_samples(cases, ratings=has_ratings(store.values()))
+        find_malignancy_samples(cases, ratings=are_rated(store.values()))
         if malignancy
         else join_samples([find_nodule_samples(case) for case in cases])
     )

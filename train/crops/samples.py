@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import StoreError
+from slicemill.ct.points import has_ratings, is_malignant
 from slicemill.store.point_tables import DUPLICATE_MM, NONE, compare_candidates
 from slicemill.store.reader import Case
 
@@ -107,20 +108,15 @@ def find_nodule_samples(case: Case) -> Samples:
     return Samples(used=tuple(used), left_out=tuple(left_out))
 
 
-def has_ratings(cases: Iterable[Case]) -> bool:
-    """Return whether malignancy is a rating from 1 to 5 and not a value from 0 to 1; of all cases of a store.
-
-    Some cases alone do not tell: a rating of 1 is benign, and a probability of 1 malignant.
-    """
-    points = (point for case in cases for point in case.points or ())
-    return max((point.malignancy for point in points if point.malignancy is not None), default=0.0) > 1
+def are_rated(cases: Iterable[Case]) -> bool:
+    """Return whether malignancy is a rating from 1 to 5 (`has_ratings`); of all cases of a store."""
+    return has_ratings(point.malignancy for case in cases for point in case.points or ())
 
 
 def find_malignancy_samples(cases: Sequence[Case], *, ratings: bool) -> Samples:
     """Return nodules as samples, positive where malignant.
 
-    Values from 0 to 1 are probabilities or yes and no: malignant from 0.5. With `ratings` (`has_ratings`), values are
-    from 1 to 5: above 3 malignant, below 3 benign, and 3 is left out, as are nodules without a value.
+    What is neither by `is_malignant`, a nodule without a value or a rating of 3, is left out.
 
     Raises
     ------
@@ -128,27 +124,19 @@ def find_malignancy_samples(cases: Sequence[Case], *, ratings: bool) -> Samples:
         A value is neither.
     """
     nodules = [(case.case_id, point) for case in cases for point in case.points or () if point.kind == "nodule"]
-    low, high, middle = (1.0, 5.0, 3.0) if ratings else (0.0, 1.0, 0.5)
     used, left_out = [], []
     for case_id, point in nodules:
-        value = point.malignancy
-        if value is not None and not low <= value <= high:
-            raise StoreError(
-                f"malignancy of {point.id} of case {case_id} is {value:g}; the values of a store must all be from 0 to "
-                f"1, or all be ratings from 1 to 5, as others are. Correct the table of points."
-            )
-        if value is None or (ratings and value == middle):
-            reason = "no malignancy" if value is None else "malignancy 3 of 5: neither benign nor malignant"
+        try:
+            positive = is_malignant(point.malignancy, ratings=ratings)
+        except ValueError as error:
+            name = f"malignancy of {point.id} of case {case_id}"
+            raise StoreError(f"{name} {error}. Correct the table of points.") from None
+        if positive is None:
+            is_middle = point.malignancy is not None
+            reason = "malignancy 3 of 5: neither benign nor malignant" if is_middle else "no malignancy"
             left_out.append(LeftOutSample(case_id=case_id, what=point.id, reason=reason))
             continue
-        used.append(
-            Sample(
-                case_id=case_id,
-                xyz_mm=point.xyz_mm,
-                positive=value > middle if ratings else value >= middle,
-                diameter_mm=point.diameter_mm,
-            )
-        )
+        used.append(Sample(case_id=case_id, xyz_mm=point.xyz_mm, positive=positive, diameter_mm=point.diameter_mm))
     return Samples(used=tuple(used), left_out=tuple(left_out))
 
 

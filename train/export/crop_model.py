@@ -182,19 +182,21 @@ def export_crops(
             window_hu=(trained.config.window_low, trained.config.window_high),
             thresholds=kept.thresholds,
             tuned=kept.tuned,
+            calibration=kept.calibration,
             segmentation_sha256=segmentation_sha256,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,
             store_sha256=trained.model.store_sha256,
             license=LICENSE,
             weights_sha256=trained.weights_sha256,
-            versions={
-                **{name: number for name, number in versions().items() if name in VERSIONED},
-                "onnxruntime": onnxruntime.__version__,
-            },
+            versions=_list_versions() | {"onnxruntime": onnxruntime.__version__},
         )
         add_metadata(aside, card.as_json())
     return card
+
+
+def _list_versions() -> dict[str, str]:
+    return {name: number for name, number in versions().items() if name in VERSIONED}
 
 
 def _write_onnx(trained: TrainedClassifier, path: Path) -> None:

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_file
-from slicemill.store.crop_card import CropCard, CropTuning, decode_crop_metadata
+from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning, decode_crop_metadata
 from slicemill.store.model_card import METADATA_KEY
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle
 
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierThresholds:
-    """The thresholds that a new file takes over."""
+    """The thresholds that a new file takes over, with the calibration that they are for."""
 
     thresholds: dict[str, float] = field(default_factory=dict)
     tuned: CropTuning | None = None
+    calibration: CropCalibration | None = None
 
 
 def read_earlier_card(path: Path) -> CropCard | None:
@@ -52,7 +53,7 @@ def keep_thresholds(
         or earlier.segmentation_sha256 not in (None, segmentation_sha256)
     ):
         return EarlierThresholds()
-    return EarlierThresholds(thresholds=earlier.thresholds, tuned=earlier.tuned)
+    return EarlierThresholds(thresholds=earlier.thresholds, tuned=earlier.tuned, calibration=earlier.calibration)
 
 
 def describe_thresholds(path: Path, earlier: CropCard | None, card: CropCard) -> str:

@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ModelError
 from slicemill.common.files import atomic_write, sha256_of_file, to_json
 from slicemill.common.machine import versions
 from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.store.model_card import METADATA_KEY, ModelCard, Parity, PostprocessRules, TrainingSummary
+from slicemill.store.training_scans import TRAINING_SCANS_KEY, TrainingScans
 from slicemill.train.export.audit import find_tensorrt_breaches
 from slicemill.train.export.graph import DEFAULT, Flavor
 from slicemill.train.export.onnx_graph import load_checked_onnx, slice_size, write_onnx
 from slicemill.train.export.parity import measure_parity
-from slicemill.train.export.trained import TrainedNetwork, read_trained, require_trained
+from slicemill.train.export.trained import TrainedNetwork, describe_training_scans, read_trained, require_trained
 from slicemill.train.run.checkpoint import BEST, read_state
 from slicemill.train.run.claim import claim_to_read
 
@@ -69,6 +71,7 @@ def export(
     require_trained(run)
     with claim_to_read(run):
         trained, origin = read_trained(run, store_path, size), read_origin(run)
+        scans = describe_training_scans(run, store_path)
     rules = PostprocessRules(largest_organ=trained.labels.organ is not None, min_lesion_ml=min_lesion_ml)
     written = {}
     with ExitStack() as appear_together:
@@ -79,7 +82,7 @@ def export(
             write_onnx(graph, trained.parity_slices, aside)
             parity = measure_parity(graph, aside, trained.parity_slices, trained.graph())
             written[path] = describe_model(origin, trained, flavor, parity, rules)
-            add_metadata(aside, written[path].as_json())
+            add_metadata(aside, written[path].as_json(), scans)
             if flavor.bytes_in and (broken := find_tensorrt_breaches(aside)):
                 raise ModelError(
                     f"{path}: does not pass the static TensorRT checks ({'; '.join(broken)}); no model was written."
@@ -197,14 +200,17 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Check an ONNX file and write the metadata into it; machine paths are removed."""
+def add_metadata(path: Path, metadata: Mapping[str, Any], scans: TrainingScans | None = None) -> None:
+    """Check an ONNX file, and write the metadata and what the training scans are like into it; remove machine paths."""
     import onnx
 
     model = load_checked_onnx(path)
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, to_json(metadata)
+    if scans is not None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = TRAINING_SCANS_KEY, to_json(to_document(scans))
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -10,13 +10,15 @@ import numpy.typing as npt
 from torch import nn
 
 from slicemill.common.errors import ModelError
+from slicemill.common.progress import progress
 from slicemill.ct.crop import centered_corner, crop_or_pad, neighbor_step, neighbors
 from slicemill.ct.labels import Labels, labels_from_json
 from slicemill.ct.pictures import pick_evenly
 from slicemill.ct.window import AIR_HU
 from slicemill.store.model_card import MAX_SIDE
-from slicemill.store.reader import Store, open_store
+from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import read_split
+from slicemill.store.training_scans import ScanTraits, TrainingScans, describe_scan, join_traits
 from slicemill.train.config import Config, read_config
 from slicemill.train.export.graph import DEFAULT, ExportGraph, Flavor
 from slicemill.train.network.step import build_network
@@ -24,6 +26,8 @@ from slicemill.train.run.checkpoint import BEST, load_weights
 from slicemill.train.run.setup import CONFIG, SPLIT, read_run_document
 
 SLICE_COUNT = 12
+MOST_DESCRIBED = 200
+"""Training cases whose traits are written into a model: each costs the reading of a few slices."""
 ParitySlices = list[tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]]
 """Slices int16[c, H, W], HU, and the window int32[1, c] of the one that is labeled."""
 
@@ -49,6 +53,22 @@ class TrainedNetwork:
     def graph(self, flavor: Flavor = DEFAULT) -> ExportGraph:
         """Return the graph of a flavor."""
         return ExportGraph(self.network, self.config, self.labels, flavor).eval()
+
+
+def describe_training_scans(run: Path, store_path: Path | None) -> TrainingScans:
+    """Return what the training cases of a run are like; of more than MOST_DESCRIBED, evenly spaced ones are read."""
+    store = open_store(store_path or str(read_run_document(run)["store"]))
+    cases = pick_evenly(read_split(run / SPLIT, store.case_ids).train, MOST_DESCRIBED)
+    traits = []
+    with progress("training scans", len(cases), "scans") as advance:
+        for case_id in cases:
+            traits.append(_describe_case(store[case_id]))
+            advance(1, "")
+    return join_traits(traits)
+
+
+def _describe_case(case: Case) -> ScanTraits:
+    return describe_scan(case.image.read, len(case.image), case.info.spacing_mm)
 
 
 def require_trained(run: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from slicemill.ct.labels import Labels
 from slicemill.train.config import Config
@@ -20,6 +20,7 @@ from slicemill.train.network.losses import IGNORED, multi_level_loss, no_reducti
 from slicemill.train.network.processes import ALONE, Processes
 from slicemill.train.network.unet import Levels, UNet, normalize
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 WARM_UP = 0.05
 """Share of the run in which the learning rate rises."""
 MAX_GRADIENT = 5.0
@@ -85,20 +86,43 @@ def make_learner(
     network = build_network(labels, config).to(device)
     if processes.count > 1 and config.norm == "batch":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    averaging = get_ema_multi_avg_fn(config.averaging)  # type: ignore[no-untyped-call]
     forward = processes.distribute(Levels(network), device)
     weights = torch.ones(len(labels.values) + 1)
     if labels.tumor is not None:
         weights[list(labels.values).index(labels.tumor) + 1] = config.tumor_weight
     return Learner(
         network=network,
-        average=AveragedModel(network, multi_avg_fn=averaging, use_buffers=True),
+        average=AveragedModel(network, multi_avg_fn=make_average(config.averaging), use_buffers=True),
         optimizer=make_optimizer(network, config),
         scaler=GradScaler(device.type, enabled=precision == torch.float16),
         forward=torch.compile(forward) if config.compile else forward,
         precision=precision,
         class_weights=weights.to(device),
     )
+
+
+def make_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return the function that moves running averages towards new values, in place: the one of an `AveragedModel`.
+
+    In the first steps, the share of the average that is kept rises to `decay`: after n steps it is at most
+    (n + 1) / (n + 10), as in TensorFlow's ``ExponentialMovingAverage``. With a constant decay, a short run would be
+    judged by its first weights.
+
+    >>> averages = [torch.tensor([4.0])]
+    >>> make_average(0.99)(averages, [torch.tensor([14.0])], torch.tensor(0))  # keeps a tenth
+    >>> averages
+    [tensor([13.])]
+    """
+
+    def move(averages: Tensors, values: Tensors, steps: Tensor | int) -> None:
+        done = int(steps)  # a tensor of the CPU: nothing waits
+        kept = min(decay, (done + 1) / (done + 10))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - kept)
+        else:  # the numbers of batches that batch norm has seen
+            torch._foreach_copy_(averages, values)
+
+    return move
 
 
 def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -39,10 +39,14 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 
 @contextmanager
 def use_cores(device: torch.device, processes: Processes = ALONE) -> Iterator[None]:
-    """Let torch use this process's share of the cores while the block runs, if the network runs on the CPU."""
+    """Let torch use this process's share of the cores while the block runs, if the network runs on the CPU.
+
+    One process uses no more threads than OMP_NUM_THREADS or the caller allows. For several, `torchrun` sets it to 1.
+    """
     before = torch.get_num_threads()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count))
+        share = max(1, len(os.sched_getaffinity(0)) // processes.count)
+        torch.set_num_threads(min(before, share) if processes.count == 1 else share)
     try:
         yield
     finally:

@@ -18,7 +18,8 @@ import { readMesh } from "./surface.js";
 /** @typedef {{cases: Entry[], dice_of: string | null, marks: string[], version: string}} CaseList */
 /** @typedef {{id: number, voxels: number, volume_ml: number, centroid_lps_mm: number[], bbox_zyx: number[],
  *   key_z: number, max_axial_diameter_mm: number}} Part */
-/** @typedef {{count: number, parts: Part[], volume_ml: number, slice_voxels: number[]}} Parts */
+/** @typedef {{count: number, parts: Part[], mean_hu: number[] | null, volume_ml: number,
+ *   slice_voxels: number[]}} Parts */
 
 const KEPT = 96;
 /** Sections that are kept. */

@@ -5,11 +5,14 @@ import { byId, make, makeButton, makeOption } from "./dom.js";
 
 /** @typedef {{low: number, high: number}} Window */
 
+/** The window in which scans open if a model looks for nodules. @type {Window} */
+export const LUNG = { low: -1350, high: 150 };
+
 /** @type {[string, Window][]} */
 export const PRESETS = [
   ["Abdomen", { low: -100, high: 240 }],
   ["Liver", { low: -20, high: 180 }],
-  ["Lung", { low: -1350, high: 150 }],
+  ["Lung", LUNG],
   ["Bone", { low: -450, high: 1050 }],
   ["Brain", { low: 0, high: 80 }],
 ];

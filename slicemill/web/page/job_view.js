@@ -1,12 +1,13 @@
 // @ts-check
 /** A scan on the page: its steps, the answer, and what can be downloaded. */
 
-import { byId, clean, counted, make, makeButton } from "./dom.js";
+import { byId, clean, counted, cut, make, makeButton } from "./dom.js";
 
 /** @typedef {import("./jobs_api.js").Job} Job */
 
 const ICONS = { found: "!", none: "?", volumes: "i" };
 /** None of them says that a patient is healthy. */
+const LONGEST_DETAIL = 600;
 
 /** @param {number} bytes */
 export function formatBytes(bytes) {
@@ -64,7 +65,7 @@ function showAnswer({ answer }) {
   box.className = `answer ${answer.kind}`;
   byId("answer-icon", HTMLElement).textContent = ICONS[answer.kind];
   byId("headline", HTMLElement).textContent = clean(answer.headline);
-  byId("details", HTMLElement).replaceChildren(...answer.details.map((text) => make("li", clean(text))));
+  byId("details", HTMLElement).replaceChildren(...answer.details.map((text) => make("li", cut(text, LONGEST_DETAIL))));
 }
 
 /** @param {Job} job */
@@ -125,8 +126,10 @@ export function showModel(model) {
   const rows = /** @type {[string, string][]} */ ([
     ["Finds", Object.keys(model.labels).map(clean).join(", ")],
     ["Tumor", model.tumor ? clean(model.tumor) : "no label: it gives volumes only"],
+    ["Candidates", model.judges_candidates ? "of nodules, judged by a classifier" : "not listed"],
     ["Slices", `${model.size[1]} x ${model.size[0]}, ${counted(model.context, "slice")} of context`],
     ["Threshold", model.gives_probability ? "can be moved" : "fixed: the model gives no probabilities"],
+    ["Trained on", model.trained_on ?? "not in the file: a scan of another kind is not noticed"],
     ["Dice on cases kept back in training", scores.join(", ") || "not in the file"],
     ["License", model.license ? clean(model.license) : "not in the file"],
     ["Runs on", model.provider],

@@ -53,20 +53,21 @@ export function showParts(parts, name, word, waiting, onJump) {
   text.textContent = describeParts(parts, name, word);
   if (!parts.count) return;
   const head = table.createTHead().insertRow();
-  for (const title of [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml"]) {
+  for (const title of [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml", "Mean HU"]) {
     const cell = make("th", title);
     cell.scope = "col";
     head.append(cell);
   }
   const body = table.createTBody();
-  for (const part of parts.parts) {
+  for (const [index, part] of parts.parts.entries()) {
     const row = body.insertRow();
     row.dataset.part = String(part.id);
     const button = make("button", String(part.id), "link");
     button.type = "button";
     button.setAttribute("aria-label", `Show ${word} ${part.id} in slice ${part.key_z + 1}`);
     row.insertCell().append(button);
-    for (const value of [part.key_z + 1, part.max_axial_diameter_mm.toFixed(1), formatMl(part.volume_ml)]) {
+    const hu = parts.mean_hu?.[index].toFixed(0) ?? "";
+    for (const value of [part.key_z + 1, part.max_axial_diameter_mm.toFixed(1), formatMl(part.volume_ml), hu]) {
       row.insertCell().textContent = String(value);
     }
     row.addEventListener("click", () => onJump(part));

@@ -2,9 +2,11 @@
 /** The page of `slicemill serve`: drop a scan, see the answer, look at it. */
 
 import { startSession } from "./api.js";
-import { connectKeys, connectTheme } from "./controls.js";
+import { CandidateTable } from "./candidate_table.js";
+import { connectKeys, connectTheme, LUNG, PRESETS } from "./controls.js";
 import { byId, clean, counted, cut, make, makeButton, makeOption } from "./dom.js";
 import { connectDrop } from "./drop.js";
+import { toVoxelOf } from "./geometry.js";
 import { describeWork, formatBytes, showJob, showModel } from "./job_view.js";
 import { chooseScan, createJob, endJob, followJob, getServer, sendFiles, startJob } from "./jobs_api.js";
 import { connectPicture, listKeys, showMessage } from "./main.js";
@@ -32,6 +34,8 @@ class Page {
     this.total = 0;
     this.shown = 0;
     /** The job whose slices are shown. */
+    /** @type {Promise<void> | null} */
+    this.asking = null;
     this.status = "";
     this.stop = () => {};
     this.upload = new AbortController();
@@ -47,6 +51,7 @@ class Page {
         action: (event) => this.moveThreshold(this.slider.valueAsNumber + (event.key === "[" ? -STEP : STEP)),
       },
     ]);
+    this.candidates = new CandidateTable((one) => this.showCandidate(one), showMessage);
     this.slider = byId("threshold", HTMLInputElement);
     this.slider.addEventListener("input", () => this.moveThreshold(this.slider.valueAsNumber));
     byId("cancel", HTMLElement).addEventListener("click", () => void this.remove(this.job));
@@ -138,17 +143,18 @@ class Page {
 
   /** Send files and begin. @param {Named[]} files @param {PictureRequest | null} picture */
   async send(files, picture) {
-    this.upload = new AbortController();
+    const upload = (this.upload = new AbortController());
     this.total = files.reduce((sum, { file }) => sum + file.size, 0);
     const model = Number(byId("model", HTMLSelectElement).value);
     let job = 0;
     try {
-      job = await createJob();
+      job = await createJob(this.total);
       this.follow(job);
-      await sendFiles(job, files, this.upload.signal);
+      await sendFiles(job, files, upload.signal, showMessage);
       await startJob(job, model, picture);
     } catch (error) {
       if (error instanceof DOMException && error.name === "AbortError") return;
+      upload.abort(); // of the files that are still sent
       if (job) await endJob(job).catch(() => null);
       await this.goToStart();
       showMessage(explain(error));
@@ -161,7 +167,22 @@ class Page {
     this.job = id;
     this.status = "";
     byId("start", HTMLElement).hidden = true;
-    this.stop = followJob(id, (job) => id === this.job && this.show(job));
+    this.stop = followJob(id, (job) => void this.meet(job));
+  }
+
+  /** Show a state of a job; its slices are shown once it is known what its model does. @param {Job} job */
+  async meet(job) {
+    if (job.has_case && !this.server.models) await (this.asking ??= this.askServer());
+    if (job.id === this.job) this.show(job);
+  }
+
+  async askServer() {
+    try {
+      this.server = await getServer();
+    } catch (error) {
+      showMessage(explain(error));
+    }
+    this.asking = null;
   }
 
   /** @param {Job} job */
@@ -177,11 +198,13 @@ class Page {
     if (job.failure) {
       showMessage(cut(job.failure, LONGEST_REASON));
       byId("main", HTMLElement).hidden = true;
-    } else if (job.has_case && this.shown !== job.id) {
+    } else if (job.has_case && this.shown !== job.id && this.server.models) {
       this.shown = job.id;
       byId("main", HTMLElement).hidden = false;
+      this.viewer.setWindow(this.server.models[job.model]?.judges_candidates ? LUNG : PRESETS[0][1]);
       void this.viewer.open(job.id);
     }
+    void this.candidates.show(job);
     document.body.classList.toggle("no-size", !job.has_pixel_size);
     byId("job", HTMLElement).role = byId("main", HTMLElement).hidden ? "main" : "region";
     const model = this.server.models?.[job.model];
@@ -191,8 +214,17 @@ class Page {
     byId("threshold-note", HTMLElement).textContent = job.threshold_note;
     if (!isReady) {
       this.slider.value = "50";
-      byId("threshold-text", HTMLElement).textContent = "not moved: the answer is shown";
+      const shown = model?.judges_candidates ? "the mask of the segmentation" : "the answer";
+      byId("threshold-text", HTMLElement).textContent = `not moved: ${shown} is shown`;
     }
+  }
+
+  /** Show a candidate in its slice. @param {import("./nodules.js").Candidate} one */
+  showCandidate({ x_mm, y_mm, z_mm, slice }) {
+    if (!this.viewer.info) return;
+    const voxel = toVoxelOf(this.viewer.info.affine_lps, [x_mm, y_mm, z_mm]);
+    this.viewer.moveTo({ ...voxel, z: slice });
+    byId("main", HTMLElement).scrollIntoView({ block: "start" });
   }
 
   /** Show the lesions of another threshold. @param {number} percent */

@@ -201,7 +201,9 @@ export class Viewer {
   async loadParts() {
     const { number, partsOf } = this;
     const progress = partsOf && this.progress?.masks[partsOf.mask];
-    if (partsOf && progress?.is_complete && !this.parts && !this.partsFailure) {
+    const image = this.progress?.image;
+    const isRead = progress?.is_complete && (image?.is_complete || image?.failure);
+    if (partsOf && isRead && !this.parts && !this.partsFailure) {
       this.partsFailure = "Looking for parts …";
       try {
         const parts = await getParts(number, partsOf.mask, partsOf.value);

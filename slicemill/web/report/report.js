@@ -7,6 +7,7 @@ import { moved, sectionSize, wholeView, zoomed } from "../page/geometry.js";
 import { labelSample, listLabels, makeOverlays } from "../page/labels.js";
 import { Pane } from "../page/pane.js";
 import { windowTable } from "../page/render.js";
+import { highestHu, toHu, unpackBytes } from "./packed.js";
 
 /** @typedef {{id: number, first_z: number, key_z: number, last_z: number, text: string}} Lesion */
 /**
@@ -27,9 +28,7 @@ import { windowTable } from "../page/render.js";
 
 /** Return the voxels of base64 data: int16 HU, and uint8 of each mask. @param {PageSlices} record */
 async function unpack({ shape, data, masks, low_hu, step_hu }) {
-  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const buffer = await new Response(stream).arrayBuffer();
+  const buffer = await unpackBytes(data);
   const counts = [...new Uint32Array(buffer, 0, masks.length)];
   let lengthsAt = 4 * masks.length;
   let valuesAt = counts.reduce((sum, count) => sum + 4 * count, lengthsAt);
@@ -44,13 +43,8 @@ async function unpack({ shape, data, masks, low_hu, step_hu }) {
     lengths.forEach((length, run) => volume.fill(values[run], start, (start += length)));
     return volume;
   });
-  const image = Int16Array.from(new Uint8Array(buffer, valuesAt, size), (gray) => low_hu + step_hu * gray);
+  const image = toHu(new Uint8Array(buffer, valuesAt, size), { low_hu, step_hu });
   return { image, volumes };
-}
-
-/** Return the HU of the brightest gray value; brighter voxels have it, too. @param {PageSlices} record */
-function highestHu({ low_hu, step_hu }) {
-  return low_hu + 255 * step_hu;
 }
 
 /** Return a voxel's HU in words: no more than its gray value says. @param {number} hu @param {PageSlices} record */

@@ -19,21 +19,31 @@ class _Report:
     tumor_volume_ml: float | None = None
     tumor_score: float | None = None
     lesions: tuple[Lesion, ...] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 FROM_A_PICTURE = "From a picture, which has lost HU and neighbors: less reliable than from the scan."
 AS_1_MM = "The pixel size is unknown: files count a pixel as 1 mm."
 
 
-def make_answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
-    """Return the answer of a report; with what makes it less certain."""
-    answer = _answer(report, scan)
-    doubts = (*([FROM_A_PICTURE] if scan.is_picture else []), *([] if scan.has_pixel_size else [AS_1_MM]))
+def make_answer(
+    report: dict[str, Any], scan: ScanMessage, known: tuple[str, ...], candidates: Answer | None = None
+) -> Answer:
+    """Return the answer of a report, or that of `candidates`; with what makes it less certain.
+
+    Warnings of the report that are not `known` come from the model: the scan differs from those of its training.
+    """
+    found = from_document(_Report, report, "the report of the model", is_part=True)
+    answer = candidates or _answer(found, scan)
+    doubts = [
+        *([FROM_A_PICTURE] if scan.is_picture else []),
+        *([] if scan.has_pixel_size else [AS_1_MM]),
+        *(f"Less reliable: {warning}." for warning in found.warnings if warning not in known),
+    ]
     return replace(answer, details=(*answer.details, *doubts))
 
 
-def _answer(report: dict[str, Any], scan: ScanMessage) -> Answer:
-    found = from_document(_Report, report, "the report of the model", is_part=True)
+def _answer(found: _Report, scan: ScanMessage) -> Answer:
     area_mm2 = scan.shape[1] * scan.shape[2] * scan.spacing_mm[1] * scan.spacing_mm[2]
     frame_ml = area_mm2 * scan.spacing_mm[0] / 1000
 

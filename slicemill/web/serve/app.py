@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -18,13 +19,22 @@ from slicemill.web.guard import Access, Guard, read_away
 from slicemill.web.page_files import read_page_files
 from slicemill.web.serve.job import Job
 from slicemill.web.serve.jobs import BusyError, Jobs
-from slicemill.web.serve.records import RESULTS, ChooseOrder, CreatedRecord, JobRecord, ServerRecord, StartRequest
-from slicemill.web.serve.uploads import SUFFIXES, StalledError, TooLargeError, receive
+from slicemill.web.serve.records import (
+    RESULTS,
+    ChooseOrder,
+    CreatedRecord,
+    JobRecord,
+    ServerRecord,
+    StartRequest,
+    UploadRecord,
+)
+from slicemill.web.serve.uploads import SUFFIXES, StalledError, TooLargeError, Upload, receive
 
 T = TypeVar("T")
 MOST_JSON = 4096
 COMMENT_SECONDS = 15.0
 """Time between two signs of life of a stream of events."""
+NO_SPACE = "Remove files, or start slicemill with TMPDIR on another disk."
 UNREAD_BYTES = 8 << 20
 """Bytes of a refused upload that are read, so that its sender reads the answer."""
 EVENT_SECONDS = 0.1
@@ -38,6 +48,7 @@ def make_serve_app(jobs: Jobs, access: Access, version: str) -> Guard:
         Route("/api/server", routes.show_server),
         Route("/api/jobs", routes.create, methods=["POST"]),
         Route("/api/jobs/{job:int}/files", routes.upload, methods=["PUT"]),
+        Route("/api/jobs/{job:int}/files/{number:int}", routes.show_upload),
         Route("/api/jobs/{job:int}/start", routes.start, methods=["POST"]),
         Route("/api/jobs/{job:int}/choose", routes.choose, methods=["POST"]),
         Route("/api/jobs/{job:int}/end", routes.end, methods=["POST"]),
@@ -68,19 +79,25 @@ class JobRoutes:
             )
         )
 
-    async def create(self, _request: Request) -> Response:
-        """Make a job for files that are to be uploaded."""
+    async def create(self, request: Request) -> Response:
+        """Make a job for files that are to be uploaded; `bytes` says how large they are together."""
+        stated = request.query_params.get("bytes", "")
+        size = int(stated) if stated.isdecimal() and len(stated) < 16 else 0
         try:
-            job = await self._jobs.create()
+            job = await self._jobs.create(size)
         except BusyError as error:
             most = self._jobs.limits.jobs
             raise RefusedError(429, f"{most} scans are kept, which is the most. Remove one of them first.") from error
         except OSError as error:
-            raise RefusedError(507, f"No scan can be taken: {error.strerror or error}.") from error
+            raise RefusedError(507, f"No scan can be taken: {error.strerror or error}. {NO_SPACE}") from error
         return _to_json(CreatedRecord(id=job.id), 201)
 
     async def upload(self, request: Request) -> Response:
-        """Take a file: the raw body. Its name is text; in the folder it has a number."""
+        """Take a file: the raw body. Its name is text; in the folder it has a number.
+
+        The page gives it a number, too. If the connection breaks, the page asks how much has arrived
+        (`show_upload`), and sends the rest with this `offset`; else the file is removed with its job after a while.
+        """
         job, limits = self._find(request), self._jobs.limits
         if job.status != "uploading":
             raise RefusedError(409, "The files of this scan are complete.")
@@ -89,14 +106,15 @@ class JobRoutes:
         if length.isdecimal() and job.upload_bytes + int(length) > limits.file_bytes:
             await read_away(request.receive, UNREAD_BYTES)
             raise too_large
-        if len(job.names.files) >= limits.files:
+        number, offset = _read_place(job, request.query_params)
+        if number not in job.uploads and len(job.names.files) >= limits.files:
             await read_away(request.receive, UNREAD_BYTES)
             raise RefusedError(413, f"A scan may have {limits.files:,} files.")
-        file = job.names.add(request.query_params.get("name", ""))
-        job.uploads_open += 1
+        upload = _begin(job, number, offset, request.query_params.get("name", ""))
         try:
-            parts = _read_parts(request, job, limits.file_bytes)
-            await receive(parts, job.inputs / file.local, limits.stalled_seconds)
+            parts = _read_parts(request, job, upload, limits.file_bytes)
+            await receive(parts, job.inputs / upload.file.local, limits.stalled_seconds, upload.bytes)
+            upload.is_complete = True
         except TooLargeError as error:
             await self._jobs.end(job)
             await read_away(request.receive, UNREAD_BYTES)
@@ -105,21 +123,27 @@ class JobRoutes:
             await self._jobs.end(job)
             raise RefusedError(408, f"No byte arrived for {limits.stalled_seconds} seconds.") from error
         except ClientDisconnect as error:
-            await self._jobs.end(job)
-            raise RefusedError(400, "The upload ended early.") from error
+            raise RefusedError(400, "The upload ended early.") from error  # the rest may follow
         except OSError as error:
             await self._jobs.end(job)
             raise RefusedError(507, f"The upload cannot be stored: {error.strerror or error}.") from error
         finally:
-            job.uploads_open -= 1
+            upload.is_open = False
             job.touch()
         return Response(status_code=204)
+
+    async def show_upload(self, request: Request) -> Response:
+        """Return how much of a file has arrived."""
+        upload = self._find(request).uploads.get(request.path_params["number"])
+        if upload is None:
+            raise RefusedError(404, "Nothing of this file has arrived.")
+        return _to_json(UploadRecord(bytes=upload.bytes, is_complete=upload.is_complete))
 
     async def start(self, request: Request) -> Response:
         """Begin the work on a job."""
         job, wanted = self._find(request), await _read_json(request, StartRequest)
         models = self._jobs.models.records
-        if job.status != "uploading" or job.uploads_open or not job.names.files:
+        if job.status != "uploading" or not job.has_all_files:
             raise RefusedError(409, "The files of this scan are not complete, or work on it has begun.")
         if wanted.model < 0 or (models is not None and wanted.model >= len(models)):
             raise RefusedError(400, "There is no such model.")
@@ -180,7 +204,32 @@ class JobRoutes:
         return job
 
 
-async def _read_parts(request: Request, job: Job, most: int) -> AsyncIterator[bytes]:
+def _read_place(job: Job, words: QueryParams) -> tuple[int, int]:
+    """Return the number of a file, and the offset of what is sent of it."""
+    number, offset = words.get("number", str(len(job.uploads))), words.get("offset", "0")
+    if not all(text.isdecimal() and len(text) < 16 for text in (number, offset)):
+        raise RefusedError(400, "Number and offset of a file must be numbers.")
+    return int(number), int(offset)
+
+
+def _begin(job: Job, number: int, offset: int, name: str) -> Upload:
+    """Return a new upload of a job, or the one whose rest follows now.
+
+    Raises
+    ------
+    RefusedError
+        Another part of the file is expected.
+    """
+    upload = job.uploads.get(number)
+    if upload is None and offset == 0:
+        upload = job.uploads[number] = Upload(job.names.add(name))
+    elif upload is None or upload.is_open or upload.is_complete or upload.bytes != offset:
+        raise RefusedError(409, "Another part of this file is expected.")
+    upload.is_open = True
+    return upload
+
+
+async def _read_parts(request: Request, job: Job, upload: Upload, most: int) -> AsyncIterator[bytes]:
     """Yield the body as it arrives, and count it among all bytes of the job.
 
     Raises
@@ -191,8 +240,9 @@ async def _read_parts(request: Request, job: Job, most: int) -> AsyncIterator[by
     told = time.monotonic()
     async for part in request.stream():
         if job.is_ended:
-            raise RefusedError(409, "This scan was removed.")
+            raise RefusedError(410, "This scan was removed.")  # not 409: the page would try again
         job.upload_bytes += len(part)
+        upload.bytes += len(part)
         if job.upload_bytes > most:
             raise TooLargeError
         job.touch()

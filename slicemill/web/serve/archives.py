@@ -3,6 +3,7 @@
 import zipfile
 from pathlib import Path
 
+from slicemill.common.disk import require_space
 from slicemill.common.errors import ScanError
 from slicemill.ct.formats.dicom.archive import MAX_MEMBERS, MAX_RATIO, SMALL_BYTES, is_archive_name, list_members
 from slicemill.ct.formats.dicom.files import stat_file
@@ -37,6 +38,7 @@ def _unpack_one(folder: Path, archive: UploadedFile, names: Names, limits: Limit
         with zipfile.ZipFile(path) as opened:
             infos = [info for info in opened.infolist() if not info.is_dir()]
             _check(infos, path, limits, used, len(names.files))
+            require_space(folder, sum(info.file_size for info in infos), "the files of the archive")
             for info in infos:
                 if is_silent(info.filename.rpartition("/")[2]) or is_archive_name(info.filename):
                     continue

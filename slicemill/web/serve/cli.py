@@ -12,7 +12,9 @@ from slicemill.infer.request import ProviderName
 def serve(
     model: Annotated[
         list[Path],
-        typer.Argument(help="ONNX files of `slicemill export`; the page offers the choice.", metavar="MODEL..."),
+        typer.Argument(
+            help="ONNX files or NAME.nodules of `slicemill export`; the page offers the choice.", metavar="MODEL..."
+        ),
     ],
     keep: Annotated[
         Path | None,

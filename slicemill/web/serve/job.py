@@ -18,7 +18,7 @@ from slicemill.web.serve.records import (
     Status,
     Step,
 )
-from slicemill.web.serve.uploads import Names
+from slicemill.web.serve.uploads import Names, Upload
 
 if TYPE_CHECKING:
     from slicemill.web.opened import OpenCase
@@ -51,8 +51,8 @@ class Job:
         self.folder = folder
         self.names = Names()
         self.upload_bytes = 0
-        self.uploads_open = 0
-        """Uploads that are arriving."""
+        self.uploads: dict[int, Upload] = {}
+        """The files by the numbers that the page gives them."""
         self.request = StartRequest()
         self.child: Child | None = None
         self.task: asyncio.Task[None] | None = None
@@ -81,6 +81,16 @@ class Job:
     def inputs(self) -> Path:
         """Return the folder of the uploaded files."""
         return self.folder / INPUT
+
+    @property
+    def is_receiving(self) -> bool:
+        """Return whether a file is arriving."""
+        return any(upload.is_open for upload in self.uploads.values())
+
+    @property
+    def has_all_files(self) -> bool:
+        """Return whether there are files, and all of them are complete."""
+        return bool(self.uploads) and all(upload.is_complete for upload in self.uploads.values())
 
     @property
     def is_active(self) -> bool:

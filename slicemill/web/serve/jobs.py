@@ -9,11 +9,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from slicemill.common.disk import require_space
 from slicemill.common.errors import InputError
-from slicemill.web.entries import Entry
 from slicemill.web.opened import OpenCase
 from slicemill.web.serve.answers import make_answer
 from slicemill.web.serve.cases import JobVolumes
@@ -40,10 +40,16 @@ from slicemill.web.serve.records import (
     WriteOrder,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slicemill.web.entries import Entry
+
 SWEEP_SECONDS = 5.0
 ID_BITS = 52
 """Random bits of a job's number: as many as a number of JavaScript holds. The cookie is what protects a job."""
 NO_THRESHOLD = "This model gives no probabilities of tumor, so its threshold cannot be changed."
+NOT_JUDGED = "Candidates of nodules: a single slice has none, since the classifier judges cubes of 48 mm."
 NOT_KEPT = "A copy in the folder of --keep: {reason}. Download the files here."
 UNEXPECTED = (
     "an unexpected error ({kind}) in slicemill ended the work on this scan. Try again, and report it if it stays."
@@ -58,7 +64,7 @@ class Jobs:
     """All jobs, as the cases of the viewer."""
 
     marks = None
-    entries: Sequence[Entry] = ()
+    entries: "Sequence[Entry]" = ()
 
     def __init__(self, models: Models, folder: Path, keep: Path | None = None, limits: Limits = LIMITS) -> None:
         self.models = models
@@ -127,19 +133,20 @@ class Jobs:
     def _is_left(self, job: Job) -> bool:
         idle = time.monotonic() - job.last_used
         if job.status == "uploading":
-            return idle > self.limits.stalled_seconds and not job.uploads_open
+            return idle > self.limits.stalled_seconds and not job.is_receiving
         return idle > 60 * self.limits.idle_minutes and (not job.is_active or job.status == "choosing")
 
-    async def create(self) -> Job:
-        """Return a new job, whose child process starts while its files arrive.
+    async def create(self, upload_bytes: int = 0) -> Job:
+        """Return a new job for files of so many bytes, whose child process starts while they arrive.
 
         Raises
         ------
         BusyError
             There are as many as may be.
         OSError
-            No folder or process can be made.
+            No folder or process can be made, or the files do not fit on the disk.
         """
+        require_space(self._folder, upload_bytes, "the upload")
         if len(self._jobs) >= self.limits.jobs:
             raise BusyError
         number = secrets.randbits(ID_BITS) | 1
@@ -252,16 +259,23 @@ class Jobs:
             name=scan.name,
             shape=scan.shape,
             warnings=job.warnings,
+            is_picture=scan.is_picture,
         )
         done = await self.models.segment(order, lambda: self._begin(job), advance)
         self._open_case(job)
         job.share = 1.0
-        job.answer = make_answer(done.report, scan)
+        job.answer = make_answer(done.report, scan, job.warnings, done.candidates)
+        if done.candidates is None and self._judges(job):
+            job.missing += (NOT_JUDGED,)
         volumes.label.add_all()
         if done.has_probability:
             volumes.probability.add_all()
         else:
             volumes.probability.fail("the model gave no probabilities for this scan.")
+
+    def _judges(self, job: Job) -> bool:
+        models = self.models.records or ()
+        return job.request.model < len(models) and models[job.request.model].judges_candidates
 
     async def _write(self, job: Job) -> None:
         job.set_status("writing")
@@ -272,7 +286,7 @@ class Jobs:
             raise InputError(message.read(FailedMessage).reason)
         done = message.read(FilesMessage)
         job.files = tuple(file for file in done.files if _is_name(file.name))
-        job.missing = done.missing
+        job.missing += done.missing
         await child.kill()
         await asyncio.to_thread(remove, job.folder / INPUT)
         if self._keep is not None:
@@ -288,7 +302,7 @@ class Jobs:
         if job.child is not None:
             await job.child.kill()
         if job.answer is not None:
-            job.missing = (f"The files could not be written: {reason}",)
+            job.missing += (f"The files could not be written: {reason}",)
             await asyncio.to_thread(remove, job.folder / INPUT)
             job.set_status("done")
             return

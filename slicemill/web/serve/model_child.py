@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +18,12 @@ from slicemill.common.errors import InputError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_json
 from slicemill.ct.formats.nifti.header import parse_grid
-from slicemill.infer.inputs.jobs import LoadedScan
-from slicemill.infer.network.model import Model, open_model
+from slicemill.infer.inputs.jobs import LoadedScan, find_training_differences
 from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.single import count_units, segment
+from slicemill.store.training_scans import summarize_scans
 from slicemill.web.serve.messages import Channel, Message
+from slicemill.web.serve.nodules import NodulesModel, open_nodules, write_candidates
 from slicemill.web.serve.records import (
     HEADER,
     IMAGE,
@@ -38,6 +40,10 @@ from slicemill.web.serve.records import (
     SegmentOrder,
 )
 
+if TYPE_CHECKING:
+    from slicemill.infer.candidates.records import ScanCandidates
+
+MASK_NAME = "segmentation.nii.gz"
 REPORT_SECONDS = 0.1
 """Time between two messages about progress."""
 
@@ -111,7 +117,7 @@ def main() -> None:
     provider, paths = sys.argv[1], sys.argv[2:]
     channel = Channel()
     try:
-        models = [open_model(Path(path), _provider(provider)) for path in paths]
+        models = [open_nodules(Path(path), _provider(provider)) for path in paths]
     except Exception as error:  # noqa: BLE001 (the page shows it)
         channel.send(FailedMessage(reason=explain_failure(error, "the model").reason))
         return
@@ -138,8 +144,9 @@ def _provider(name: str) -> Provider:
     return found
 
 
-def describe_model(model: Model) -> ModelRecord:
+def describe_model(opened: NodulesModel) -> ModelRecord:
     """Return what the page shows of a model."""
+    model = opened.model
     info, card = model.info, model.info.card
     return ModelRecord(
         name=info.name,
@@ -152,27 +159,46 @@ def describe_model(model: Model) -> ModelRecord:
         spacing_mm=card.spacing_mm,
         license=card.license,
         training=dict(card.training) if card.training else None,
+        trained_on=None if info.training_scans is None else summarize_scans(info.training_scans),
         gives_probability=card.tumor is not None and (info.gives_tumor or info.gives_probability),
         provider=model.provider,
+        judges_candidates=opened.judge is not None,
     )
 
 
-def _segment(model: Model, order: SegmentOrder, channel: Channel, orders: Orders) -> SegmentedMessage:
+def _segment(opened: NodulesModel, order: SegmentOrder, channel: Channel, orders: Orders) -> SegmentedMessage:
     folder = Path(order.folder)
     grid = parse_grid((folder / HEADER).read_bytes())
     volume = np.fromfile(folder / IMAGE, dtype="<i2").reshape(order.shape)
     if grid.stored_shape != order.shape:
         raise InputError("its header and its voxels have different shapes.", where=order.name)
-    loaded = LoadedScan(volume=volume, grid=grid, header=b"", warnings=order.warnings)
+    model = opened.model
+    trained = None if order.is_picture else model.info.training_scans  # a picture's window cuts its HU
+    differences = find_training_differences(trained, volume, grid)
+    loaded = LoadedScan(volume=volume, grid=grid, header=b"", warnings=(*order.warnings, *differences))
     progress = Progress(channel, orders, order.job, count_units(model, grid))
-    segmentation, report = segment(model, loaded, "segmentation.nii.gz", progress.advance)
+    judged: list[ScanCandidates] = []
+    segmentation, report = segment(
+        model,
+        loaded,
+        MASK_NAME,
+        progress.advance,
+        z_range="auto" if opened.judge is None else "all",  # candidates may lie anywhere
+        before_rules=lambda labels: judged.extend(opened.find(loaded, labels, MASK_NAME)),
+    )
     (folder / RESULTS).mkdir(mode=0o700)
+    answer = write_candidates(folder / RESULTS, judged[0], loaded) if judged else None
     document = to_document(report)
     write_json(folder / RESULTS / REPORT, document)
     if segmentation.tumor_probability is not None:
         segmentation.tumor_probability.tofile(folder / PROBABILITY)
     segmentation.label.tofile(folder / LABEL)
-    return SegmentedMessage(job=order.job, report=document, has_probability=segmentation.tumor_probability is not None)
+    return SegmentedMessage(
+        job=order.job,
+        report=document,
+        has_probability=segmentation.tumor_probability is not None,
+        candidates=answer,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The child process of the models: started once, and again if it ended; labels one scan at a time."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 from slicemill.common.errors import InputError
 from slicemill.web.serve.child import Child, ChildEndedError
@@ -17,11 +20,18 @@ from slicemill.web.serve.records import (
     SegmentOrder,
 )
 
+WATCH_SECONDS = 0.2
+MOST_MEMORY = 0.75
+"""Share of the machine's memory that the child process may take; the rest is for the server, which must survive it."""
+
 
 class Models:
     """The models, which are loaded while the page opens."""
 
     def __init__(self, provider: str, paths: Sequence[Path]) -> None:
+        self.most_bytes = int(MOST_MEMORY * psutil.virtual_memory().total)
+        """Memory that the child process may take for a scan."""
+        self._took_too_much = False
         self._words = (provider, *(str(path.absolute()) for path in paths))
         self._child: Child | None = None
         self._turn = asyncio.Lock()
@@ -69,8 +79,10 @@ class Models:
             if child is None or self.failure is not None:
                 raise InputError(self.failure or "the models are not loaded.")
             begun()
-            await child.send(order)
+            self._took_too_much = False
+            watch = asyncio.create_task(self._watch_memory(child))
             try:
+                await child.send(order)
                 while True:
                     message = await child.read()
                     if (result := _take(message, order.job, progress)) is not None:
@@ -79,7 +91,23 @@ class Models:
                 await child.send(CancelOrder(job=order.job))
                 raise
             except ChildEndedError as error:
+                if self._took_too_much:
+                    raise InputError(
+                        f"the model took more than {self.most_bytes / 1e9:.3g} GB of memory for it, which is the most "
+                        "here. Use a scan of fewer or smaller slices, or a machine with more memory."
+                    ) from error
                 raise InputError(f"the model stopped: {error}") from error
+            finally:
+                watch.cancel()
+
+    async def _watch_memory(self, child: Child) -> None:
+        """End the child process when it takes more memory than it may; RLIMIT_AS would count what GPUs only reserve."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(child.pid)
+            while process.memory_info().rss <= self.most_bytes:
+                await asyncio.sleep(WATCH_SECONDS)
+            self._took_too_much = True
+            await child.kill()
 
     async def close(self) -> None:
         """End the child process."""

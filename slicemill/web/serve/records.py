@@ -50,9 +50,13 @@ class ModelRecord:
     license: str | None
     training: dict[str, Any] | None
     """Summary of its training, if it has one."""
+    trained_on: str | None
+    """What the scans of its training were like; None if the file does not say it."""
     gives_probability: bool
     """Whether it outputs the probability of tumor."""
     provider: str
+    judges_candidates: bool = False
+    """Whether a classifier judges candidates of nodules: it is a file NAME.nodules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +215,7 @@ class SegmentOrder:
     name: str
     shape: tuple[int, int, int]
     warnings: tuple[str, ...]
+    is_picture: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +235,15 @@ class LabeledMessage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer in words."""
+
+    kind: Literal["found", "none", "volumes"]
+    headline: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentedMessage:
     """The labels of a scan are in LABEL, and its report in REPORT."""
 
@@ -238,15 +252,8 @@ class SegmentedMessage:
     """`slicemill.infer.report.ScanReport`."""
     has_probability: bool
     """Whether PROBABILITY was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The answer in words."""
-
-    kind: Literal["found", "none", "volumes"]
-    headline: str
-    details: tuple[str, ...]
+    candidates: Answer | None = None
+    """The answer of the candidates, which are among the results; None if none were judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +321,18 @@ class CreatedRecord:
     id: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class UploadRecord:
+    """How much of a file has arrived."""
+
+    bytes: int
+    is_complete: bool
+
+
 IMAGE, LABEL, PROBABILITY, HEADER = "image.raw", "label.raw", "probability.raw", "header.nii"
 """Files of a job's folder: int16, uint8 and uint8[z, y, x] in LPS+ order, little endian, and a NIfTI header."""
 INPUT, RESULTS, REPORT = "input", "results", "segmentation.json"
 """Folders of the uploaded files and of the results, and the report of the model among them."""
+CANDIDATES_PAGE, CANDIDATES_JSON = "segmentation.candidates.html", "segmentation.candidates.json"
+CANDIDATES_CSV = "candidates.csv"
+"""The candidates of nodules among the results, if the model judges them."""

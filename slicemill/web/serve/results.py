@@ -17,6 +17,9 @@ from slicemill.measure.lesions.records import read_record
 from slicemill.measure.lesions.run import MeasureOutcome, measure_job
 from slicemill.web.serve.prepare import Candidate
 from slicemill.web.serve.records import (
+    CANDIDATES_CSV,
+    CANDIDATES_JSON,
+    CANDIDATES_PAGE,
     HEADER,
     LABEL,
     REPORT,
@@ -37,6 +40,9 @@ TEXTS = {
     f"{MEASURES}.png": "Picture of the largest lesion (PNG)",
     f"{MEASURES}.json": "All measures (JSON)",
     REPORT: "Answer of the model (JSON)",
+    CANDIDATES_PAGE: "Candidates of nodules with pictures (HTML)",
+    CANDIDATES_CSV: "Candidates of nodules (CSV)",
+    CANDIDATES_JSON: "Candidates of nodules (JSON)",
     ALL: "All of these (ZIP)",
 }
 """Names of the results in the order of the page, and what they are."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from slicemill.common.disk import require_space
 from slicemill.common.errors import ScanError
 from slicemill.ct.formats.nifti.stream import view_bytes
 from slicemill.ct.hu_checks import hu_range, rounding_warnings
@@ -34,6 +35,9 @@ from slicemill.web.serve.records import (
 )
 from slicemill.web.serve.results import write_results
 from slicemill.web.serve.uploads import Names
+
+DISK_BYTES = 8
+"""Bytes a voxel on disk: HU, labels and probabilities, and the server's copies of them that the page shows."""
 
 
 def main() -> None:
@@ -83,6 +87,7 @@ def _read(folder: Path, chosen: Candidate, limits: Limits, channel: Channel, *, 
                 f"has {nz * ny * nx:,} voxels; at most {limits.voxels:,} are read here. Use `slicemill infer`.",
                 where=chosen.choice.name,
             )
+        require_space(folder, DISK_BYTES * nz * ny * nx, "this scan")
         warnings += reader.warnings
         channel.send(
             ScanMessage(

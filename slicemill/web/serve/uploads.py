@@ -32,6 +32,18 @@ class StalledError(Exception):
     """A client sends nothing any more."""
 
 
+@dataclass(slots=True)
+class Upload:
+    """A file that is arriving, or has; if its connection breaks, the rest may follow."""
+
+    file: UploadedFile
+    bytes: int = 0
+    """Bytes that have arrived."""
+    is_open: bool = True
+    """Whether a connection sends it now."""
+    is_complete: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     stem: str
@@ -71,8 +83,10 @@ def _split(name: str) -> _Key:
     return _Key(name[: len(name) - len(suffix)], suffix)
 
 
-async def receive(parts: AsyncIterator[bytes], path: Path, stalled_seconds: float) -> int:
-    """Write a body to a new file and return its bytes; what `parts` raises ends it.
+async def receive(parts: AsyncIterator[bytes], path: Path, stalled_seconds: float, offset: int = 0) -> None:
+    """Write a body to a new file, or behind the first `offset` bytes of one; what `parts` raises ends it.
+
+    All that arrived is written, also before an error.
 
     Raises
     ------
@@ -81,8 +95,8 @@ async def receive(parts: AsyncIterator[bytes], path: Path, stalled_seconds: floa
     OSError
         The disk is full.
     """
-    total, buffer = 0, bytearray()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    buffer = bytearray()
+    descriptor = os.open(path, os.O_WRONLY | (os.O_APPEND if offset else os.O_CREAT), 0o600)
     try:
         while True:
             try:
@@ -90,15 +104,18 @@ async def receive(parts: AsyncIterator[bytes], path: Path, stalled_seconds: floa
             except TimeoutError as error:
                 raise StalledError from error
             if part is not None:
-                total += len(part)
                 buffer += part
             if buffer and (part is None or len(buffer) >= BUFFER_BYTES):
-                await run_in_threadpool(_write, descriptor, bytes(buffer))
-                buffer.clear()
+                data = bytes(buffer)
+                buffer.clear()  # before the wait: what ends it must not write the block again
+                await run_in_threadpool(_write, descriptor, data)
             if part is None:
-                return total
+                return
     finally:
-        os.close(descriptor)
+        try:
+            _write(descriptor, bytes(buffer))
+        finally:
+            os.close(descriptor)
 
 
 def _write(descriptor: int, data: bytes) -> None:
