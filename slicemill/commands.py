@@ -57,6 +57,15 @@ def phantom(
         bool,
         typer.Option("--lungs", help="Chests with lung nodules in the form of LUNA16: scans, lungs, annotations.csv."),
     ] = False,
+    nodules: Annotated[
+        int | None,
+        typer.Option(
+            show_default="drawn as in LUNA16, 1.3 on average",
+            help="With --lungs: so many nodules in each chest, to train on.",
+            min=0,
+            max=12,
+        ),
+    ] = None,
     insert_into: Annotated[
         Path | None, typer.Option(help="With --lungs: put nodules into this real chest CT instead of synthetic ones.")
     ] = None,
@@ -72,13 +81,15 @@ def phantom(
         raise UsageError("--trunk and --lungs are different collections. Pass one of them.")
     if (insert_into is None) != (lungs_mask is None):
         raise UsageError("--insert-into and --lungs-mask belong together. Pass both.")
+    if nodules is not None and (not lungs or insert_into is not None):
+        raise UsageError("--nodules needs --lungs, and does not apply to --insert-into.")
     if insert_into is not None and lungs_mask is not None:
         if not lungs or size is not None:
             raise UsageError("--insert-into needs --lungs, and takes the size of the scan: pass no --size.")
         _write_inserted(folder, cases, seed, insert_into, lungs_mask)
         return
     if lungs:
-        _write_chests(folder, cases, size, seed)
+        _write_chests(folder, cases, size, seed, nodules)
         return
     from slicemill.common.progress import progress
     from slicemill.ct.phantom import write_collection
@@ -89,7 +100,7 @@ def phantom(
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 
 
-def _write_chests(folder: Path, cases: int, size: int | None, seed: int) -> None:
+def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules: int | None) -> None:
     """Write chests with lung nodules."""
     from slicemill.common.progress import progress
     from slicemill.ct.chest.collection import ChestSettings, write_chests
@@ -102,7 +113,7 @@ def _write_chests(folder: Path, cases: int, size: int | None, seed: int) -> None
             f"at {FIELD_MM / size:.1f} mm a pixel the smallest nodules do not show."
         )
     with progress("chests", cases, "cases") as advance:
-        for name in write_chests(folder, ChestSettings(seed=seed, size=size), cases):
+        for name in write_chests(folder, ChestSettings(seed=seed, size=size, nodules=nodules), cases):
             advance(1, name)
     print_line(f"{cases} synthetic chest CTs with masks of lungs and nodules, and annotations.csv: {folder}")
 

@@ -42,7 +42,13 @@ class ChestSettings:
 
     seed: int
     size: int
+    nodules: int | None = None
+    """Number of nodules in each chest; None draws it. phantom.json has it only if it is not None."""
     version: int = VERSION
+
+    def document(self) -> dict[str, int]:
+        """Return the content of phantom.json."""
+        return {name: value for name, value in to_document(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,10 @@ class InsertSettings:
     scan_sha256: str
     lungs_sha256: str
     version: int = VERSION
+
+    def document(self) -> dict[str, int | str]:
+        """Return the content of phantom.json."""
+        return dict(to_document(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +89,10 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
         The folder has a collection with other settings, or more cases.
     """
     claim(folder, settings)
-    specs = [ChestSpec(seed=(settings.seed, number), size=settings.size) for number in range(cases)]
+    specs = [
+        ChestSpec(seed=(settings.seed, number), size=settings.size, nodules=settings.nodules)
+        for number in range(cases)
+    ]
     prepare_table(folder, [spec.name for spec in specs])
     rows: list[Annotation] = []
     for spec in specs:
@@ -100,7 +113,7 @@ def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
         The earlier ones are others.
     """
     place = folder / "phantom.json"
-    wanted = to_document(settings)
+    wanted = settings.document()
     if not place.exists():
         write_json(place, wanted)
         return

@@ -45,7 +45,7 @@ def make_plan(spec: ChestSpec) -> Plan:
     rng = spec.random(PLAN)
     patient = draw_patient(rng)
     trees = grow_trees(patient, rng)
-    nodules = draw_nodules(patient, trees, draw_count(rng), rng)
+    nodules = draw_nodules(patient, trees, draw_count(spec, rng), rng)
     return Plan(patient=patient, trees=trees, nodules=nodules, mimics=draw_mimics(patient, trees, rng))
 
 

@@ -20,6 +20,7 @@ PLAN, SCAN, NOISE, TEXTURE = range(4)
 """Purposes of random numbers."""
 WITHOUT_NODULES = 1 / 3
 MOST_NODULES = 12
+"""In one scan: of LUNA16's, and the most that a chest takes."""
 MANY = 0.03
 """Share of the scans with nodules that have at least six."""
 
@@ -38,6 +39,8 @@ class ChestSpec:
     """Seed of the collection, and number of the case in it."""
     size: int = 256
     """Pixels along a slice's side, of FIELD_MM / size mm."""
+    nodules: int | None = None
+    """Number of its nodules; None draws one as often as LUNA16's scans have it."""
 
     @property
     def name(self) -> str:
@@ -59,8 +62,10 @@ def draw_diameter(rng: np.random.Generator) -> float:
     return float(np.exp(np.interp(rng.random(), DIAMETER_SHARES, np.log(DIAMETERS_MM))))
 
 
-def draw_count(rng: np.random.Generator) -> int:
-    """Draw the number of a scan's nodules; the mean of scans that have some is 2, as LUNA16's."""
+def draw_count(spec: ChestSpec, rng: np.random.Generator) -> int:
+    """Return the number of a chest's nodules. If it is drawn, the mean of those that have some is 2, as LUNA16's."""
+    if spec.nodules is not None:
+        return spec.nodules
     if rng.random() < WITHOUT_NODULES:
         return 0
     if rng.random() < MANY:

@@ -17,6 +17,8 @@ from slicemill.cli import commands
 from slicemill.common.errors import InputError
 from slicemill.ct.chest import collection
 from slicemill.ct.chest.collection import COLUMNS, ChestSettings, write_chests
+from slicemill.ct.chest.plan import make_plan
+from slicemill.ct.chest.spec import ChestSpec
 from slicemill.ct.formats.metaimage.write import write_metaimage
 from slicemill.ct.scan import ScanReader
 
@@ -83,6 +85,32 @@ def test_a_folder_keeps_to_its_settings(tmp_path, other):
     collection.claim(tmp_path, SMALL)
     with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 1"):
         next(write_chests(tmp_path, other, 1))
+
+
+def test_each_chest_has_the_number_of_nodules_asked_for():
+    plans = [make_plan(ChestSpec(seed=(100, number), size=128, nodules=5)) for number in range(3)]
+    assert [len(plan.nodules) for plan in plans] == [5, 5, 5]
+    assert make_plan(ChestSpec(seed=(100, 0), size=128, nodules=0)).nodules == ()
+
+
+def test_the_number_of_nodules_is_a_setting_of_the_folder(tmp_path):
+    asked = ChestSettings(seed=100, size=128, nodules=5)
+    collection.claim(tmp_path, asked)
+    assert json.loads((tmp_path / "phantom.json").read_text()) == {
+        "seed": 100,
+        "size": 128,
+        "nodules": 5,
+        "version": 1,
+    }
+    with pytest.raises(InputError, match=r"requested are seed 100, size 128, version 1"):
+        collection.claim(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize("extra", [[], ["--lungs", "--insert-into", "ct.mha", "--lungs-mask", "lungs.mha"]])
+def test_a_number_of_nodules_is_for_synthetic_chests_alone(tmp_path, extra):
+    done = CliRunner().invoke(commands(), ["phantom", str(tmp_path), "--nodules", "3", *extra])
+    assert done.exit_code != 0
+    assert "--nodules needs --lungs" in " ".join((done.output + done.stderr).split())
 
 
 @pytest.mark.slow
