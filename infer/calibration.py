@@ -1,15 +1,16 @@
-"""Calibration of a classifier: probabilities of candidates that mean what they say, in the same order as before.
+"""Calibration of a classifier: probabilities of candidates that mean what they say.
 
 A classifier is trained on as many candidates of each class, while most candidates of a scan are none of its nodules.
 So its probabilities are too high, and how much too sharp or too flat they are depends on the training. With the log
 odds z of its output, the calibrated probability is ``sigmoid((z + shift) / temperature)`` (Guo et al. 2017 fit the
-temperature alone; Platt 1999 both).
+temperature alone; Platt 1999 both). Where the table of candidates has the mean probability of the segmentation that
+found them, ``weight * s`` is added to it, with the log odds s of this mean: two networks that err in different ways.
 
-1. Both numbers maximize the likelihood of the classes of candidates that the network was not trained on. Targets are
+1. The numbers maximize the likelihood of the classes of candidates that the network was not trained on. Targets are
    Platt's, (n + 1) / (n + 2) and 1 / (m + 2) for n nodules and m others, so that classes without overlap have finite
    numbers, too.
-2. The order is the same by construction: the temperature is above 0, and within LIMITS no two probabilities that
-   float32 tells apart become equal in float64.
+2. Without a weight the order is the same by construction: the temperature is above 0, and within the limits no two
+   probabilities that float32 tells apart become equal in float64.
 3. The expected calibration error (ECE) is the mean over all candidates of the difference, in each of BINS equal ranges
    of the probability, between its mean and the share of nodules.
 """
@@ -29,6 +30,11 @@ BINS = 10
 TEMPERATURES, SHIFTS = (0.5, 20.0), (-12.0, 1.4)
 """Limits. The log odds of the float32 next to 1 are 16.6, and (16.6 + 1.4) / 0.5 is 36, where float64 still has
 different numbers below 1."""
+WEIGHT = "segmentation_weight"
+WEIGHTS, WEIGHTED_TEMPERATURES = (0.0, 2.9), (1.0, 20.0)
+"""Limits with a weight: (16.6 + 1.4) / 1 + 2.9 * 6.2 is 36, too."""
+FLOOR = 1 / 510
+"""Means of a segmentation are from FLOOR to 1 - FLOOR: its probabilities have steps of 1 / 255. Log odds to 6.2."""
 SMALLEST, LARGEST = 1e-7, 1 - 2**-24
 """Range of the probabilities for the fit, as 0 and 1 have no log odds."""
 
@@ -40,63 +46,83 @@ class NotCalibrated:
     reason: str
 
 
-def calibrate(probability: npt.ArrayLike, calibration: CropCalibration | None) -> Floats:
-    """Return calibrated probabilities float64[n] of a classifier's output, 0 to 1; without one, the same numbers.
+def calibrate(probability: npt.ArrayLike, means: Floats, calibration: CropCalibration | None) -> Floats:
+    """Return calibrated probabilities float64[n] of a classifier's output; without a calibration, the same numbers.
 
-    >>> calibrate([0.0, 0.5, 0.9, 1.0], None).tolist()
+    `means` are the mean probabilities of the segmentation, float64[n]; they count if the calibration has a weight.
+
+    >>> calibrate([0.0, 0.5, 0.9, 1.0], np.full(4, 0.5), None).tolist()
     [0.0, 0.5, 0.9, 1.0]
     """
     raw = np.asarray(probability, dtype=np.float64)
     if calibration is None:
         return raw
-    return _sigmoid((_log_odds(raw) + calibration["shift"]) / calibration["temperature"])
+    odds = (_log_odds(raw) + calibration["shift"]) / calibration["temperature"]
+    weight = segmentation_weight(calibration)
+    return _sigmoid(odds + weight * _odds_of_means(means) if weight else odds)
 
 
-def fit_calibration(true: Floats, false: Floats) -> CropCalibration | NotCalibrated:
-    """Fit both numbers to the probabilities of candidates in nodules, float64[n], and elsewhere, float64[m]."""
-    if min(len(true), len(false)) < FEWEST:
+def segmentation_weight(calibration: CropCalibration) -> float:
+    """Return the weight of the segmentation's mean probability; 0 without one."""
+    return calibration.get("segmentation_weight", 0.0)
+
+
+def fit_calibration(
+    probability: Floats, means: Floats, is_nodule: npt.NDArray[np.bool_]
+) -> CropCalibration | NotCalibrated:
+    """Fit the numbers to candidates: the classifier's output, the segmentation's mean, and the class, each [n].
+
+    If a mean is NaN, as the table of candidates has none, no weight is fitted.
+    """
+    nodules = int(is_nodule.sum())
+    others = len(is_nodule) - nodules
+    if min(nodules, others) < FEWEST:
         return NotCalibrated(
-            reason=f"{len(true)} candidates in nodules and {len(false)} elsewhere; {FEWEST} of each are needed"
+            reason=f"{nodules} candidates in nodules and {others} elsewhere; {FEWEST} of each are needed"
         )
-    probability = np.concatenate([true, false])
-    is_nodule = np.arange(len(probability)) < len(true)
-    temperature, shift = _maximize_likelihood(probability, is_nodule)
+    temperature, shift, weight = _maximize_likelihood(probability, means, is_nodule)
     fitted = CropCalibration(
         temperature=temperature,
         shift=shift,
-        in_nodules=len(true),
-        elsewhere=len(false),
+        segmentation_weight=weight,
+        in_nodules=nodules,
+        elsewhere=others,
         ece_before=0.0,
         ece_after=0.0,
         reliability_before=[],
         reliability_after=[],
     )
     before = measure_reliability(probability, is_nodule)
-    after = measure_reliability(calibrate(probability, fitted), is_nodule)
+    after = measure_reliability(calibrate(probability, means, fitted), is_nodule)
     fitted["reliability_before"], fitted["reliability_after"] = before, after
     fitted["ece_before"], fitted["ece_after"] = calibration_error(before), calibration_error(after)
     return fitted
 
 
-def _maximize_likelihood(probability: Floats, is_nodule: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """Return temperature and shift; the likelihood has one maximum, as it is concave in 1 / T and shift / T."""
+def _maximize_likelihood(
+    probability: Floats, means: Floats, is_nodule: npt.NDArray[np.bool_]
+) -> tuple[float, float, float]:
+    """Return temperature, shift and weight; there is one maximum: it is concave in 1 / T, shift / T and the weight."""
     from scipy.optimize import minimize
 
     odds = _log_odds(np.clip(probability, SMALLEST, LARGEST))
+    has_means = bool(np.isfinite(means).all())
+    seen = _odds_of_means(means) if has_means else np.zeros(len(odds))
     nodules, others = int(is_nodule.sum()), int((~is_nodule).sum())
     target = np.where(is_nodule, (nodules + 1) / (nodules + 2), 1 / (others + 2))
 
     def loss(values: Floats) -> tuple[float, Floats]:
-        scale, shift = np.exp(-values[0]), values[1]
-        scaled = (odds + shift) * scale
-        slope = (_sigmoid(scaled) - target) / len(target)
-        value = (np.logaddexp(0.0, scaled) - target * scaled).mean()
-        return float(value), np.array([-(slope * scaled).sum(), slope.sum() * scale])
+        scale, shift, weight = np.exp(-values[0]), values[1], values[2]
+        own = (odds + shift) * scale
+        total = own + weight * seen
+        slope = (_sigmoid(total) - target) / len(target)
+        value = (np.logaddexp(0.0, total) - target * total).mean()
+        return float(value), np.array([-(slope * own).sum(), slope.sum() * scale, (slope * seen).sum()])
 
-    low, high = np.log(TEMPERATURES)
-    best = minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(low, high), SHIFTS]).x
-    temperature = float(np.clip(np.exp(best[0]), *TEMPERATURES))
-    return temperature, float(best[1])
+    temperatures, weights = (WEIGHTED_TEMPERATURES, WEIGHTS) if has_means else (TEMPERATURES, (0.0, 0.0))
+    low, high = np.log(temperatures)
+    best = minimize(loss, np.zeros(3), jac=True, method="L-BFGS-B", bounds=[(low, high), SHIFTS, weights]).x
+    return float(np.clip(np.exp(best[0]), *temperatures)), float(best[1]), float(np.clip(best[2], *weights))
 
 
 def measure_reliability(probability: Floats, is_nodule: npt.NDArray[np.bool_]) -> list[ReliabilityBin]:
@@ -132,11 +158,16 @@ def describe_calibration(fitted: CropCalibration | NotCalibrated) -> list[str]:
         for when, curve in (("before", fitted["reliability_before"]), ("after", fitted["reliability_after"]))
         for one in curve
     ]
+    numbers = f"temperature {fitted['temperature']:.3g}, shift {fitted['shift']:.3g}"
     return [
-        f"calibration: temperature {fitted['temperature']:.3g}, shift {fitted['shift']:.3g}",
+        f"calibration: {numbers}, weight of the segmentation {segmentation_weight(fitted):.3g}",
         f"expected calibration error: {fitted['ece_before']:.4f} before, {fitted['ece_after']:.4f} after",
         *table_rows(["calibration", "mean probability", "share of nodules", "candidates"], rows),
     ]
+
+
+def _odds_of_means(means: Floats) -> Floats:
+    return _log_odds(np.clip(means, FLOOR, 1 - FLOOR))
 
 
 def _log_odds(probability: Floats) -> Floats:

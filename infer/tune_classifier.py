@@ -44,14 +44,29 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedCase:
-    """The judged candidates of a case."""
+    """The judged candidates of a case, n, without those that lie in excluded findings alone; and its k nodules."""
+
+    probability: Floats
+    """float64[n]: the classifier's output."""
+    means: Floats
+    """float64[n]: mean probability of the segmentation that found each; NaN if the table has none."""
+    hits: Mask
+    """bool[k, n]: which candidates lie in which nodule."""
+
+    @property
+    def is_nodule(self) -> Mask:
+        """Return bool[n]: which candidates lie in a nodule; the others are false alarms."""
+        return np.asarray(self.hits.any(axis=0), dtype=bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedCase:
+    """Probabilities of a case, after calibration if there is one."""
 
     false: Floats
-    """Probabilities of the candidates that are no nodule."""
-    true: Floats
-    """Probabilities of the candidates that lie in a nodule."""
+    """Of the candidates that are no nodule."""
     nodules: Floats
-    """Highest probability of the candidates of each nodule; -1 for one without candidates."""
+    """Highest one of the candidates of each nodule; -1 for one without candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,57 +113,58 @@ def judge_case(classifier: Classifier, case: Case) -> JudgedCase:
     table, points = case.candidates, case.points or ()
     nodules = [point for point in points if point.kind == "nodule"]
     if table is None or not len(table):
-        return JudgedCase(false=np.zeros(0), true=np.zeros(0), nodules=np.full(len(nodules), -1.0))
-    places = table[:, :3]
-    hits = [_are_inside(places, point) for point in nodules]
-    in_nodule = _any_of(hits, len(table))
-    in_excluded = _any_of([_are_inside(places, point) for point in points if point.kind == "excluded"], len(table))
-    is_false = ~in_nodule & ~in_excluded
-    rows = np.flatnonzero(is_false | in_nodule)
-    probability = np.full(len(table), np.nan)
+        return JudgedCase(probability=np.zeros(0), means=np.zeros(0), hits=np.zeros((len(nodules), 0), dtype=bool))
+    hits = _which_inside(table[:, :3], nodules)
+    in_excluded = _which_inside(table[:, :3], [point for point in points if point.kind == "excluded"]).any(axis=0)
+    used = hits.any(axis=0) | ~in_excluded
+    places = table[used, :3]
+    probability = np.empty(len(places))
     volume = case.image[:]
-    for first in range(0, len(rows), BATCH):
-        chosen = rows[first : first + BATCH]
-        crops = np.empty((len(chosen), SIDE, SIDE, SIDE), dtype=np.int16)
-        for crop, row in zip(crops, chosen, strict=True):
-            crop[...] = cut_crop(volume, case.affine, places[row])
-        probability[chosen] = classifier.run(crops).nodule
-    best = [float(probability[hit].max(initial=-1.0)) for hit in hits]
-    return JudgedCase(
-        false=probability[is_false], true=probability[in_nodule], nodules=np.array(best, dtype=np.float64)
-    )
+    for first in range(0, len(places), BATCH):
+        part = places[first : first + BATCH]
+        crops = np.empty((len(part), SIDE, SIDE, SIDE), dtype=np.int16)
+        for crop, place in zip(crops, part, strict=True):
+            crop[...] = cut_crop(volume, case.affine, place)
+        probability[first : first + len(part)] = classifier.run(crops).nodule
+    return JudgedCase(probability=probability, means=table[used, 5], hits=hits[:, used])
 
 
-def _are_inside(places: Floats, point: Point) -> Mask:
-    """Return bool[n]: whether positions float64[n, 3], mm, lie in a finding."""
-    radius = (point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2
-    return np.asarray(((places - np.array(point.xyz_mm)) ** 2).sum(axis=1) < radius**2, dtype=bool)
+def rank_case(case: JudgedCase, calibration: CropCalibration | None) -> RankedCase:
+    """Return the probabilities of a case, calibrated if there is a calibration."""
+    probability = calibrate(case.probability, case.means, calibration)
+    best = [float(probability[hit].max(initial=-1.0)) for hit in case.hits]
+    return RankedCase(false=probability[~case.is_nodule], nodules=np.array(best, dtype=np.float64))
 
 
-def _any_of(masks: Sequence[Mask], count: int) -> Mask:
-    return np.asarray(np.logical_or.reduce([np.zeros(count, dtype=bool), *masks]), dtype=bool)
+def _which_inside(places: Floats, points: Sequence[Point]) -> Mask:
+    """Return bool[k, n]: which positions float64[n, 3], mm, lie in which of k findings."""
+    inside = np.zeros((len(points), len(places)), dtype=bool)
+    for row, point in zip(inside, points, strict=True):
+        radius = (point.diameter_mm or UNKNOWN_DIAMETER_MM) / 2
+        row[:] = ((places - np.array(point.xyz_mm)) ** 2).sum(axis=1) < radius**2
+    return inside
 
 
-def choose_threshold(judged: Sequence[JudgedCase], rate: int) -> ChosenThreshold:
+def choose_threshold(cases: Sequence[RankedCase], rate: int) -> ChosenThreshold:
     """Choose the threshold for a number of false alarms a scan.
 
     A candidate is an alarm if its probability is at least the threshold. Equal probabilities are alarms together. Where
     more candidates than allowed have a probability of exactly 1, the threshold is 1, and `false_alarms` says how many.
 
-    >>> case = JudgedCase(false=np.array([0.9, 0.5, 0.5, 0.1]), true=np.zeros(0), nodules=np.array([0.7, 0.4]))
+    >>> case = RankedCase(false=np.array([0.9, 0.5, 0.5, 0.1]), nodules=np.array([0.7, 0.4]))
     >>> one = choose_threshold([case], 1)
     >>> one.threshold > 0.5, one.false_alarms, one.detected
     (True, 1.0, 1)
     """
-    false = np.sort(np.concatenate([case.false for case in judged]))[::-1]
-    nodules = np.concatenate([case.nodules for case in judged])
-    allowed = rate * len(judged)
+    false = np.sort(np.concatenate([case.false for case in cases]))[::-1]
+    nodules = np.concatenate([case.nodules for case in cases])
+    allowed = rate * len(cases)
     # just above the first probability that would be one alarm too many
     threshold = 0.0 if len(false) <= allowed else min(1.0, math.nextafter(float(false[allowed]), 2.0))
     return ChosenThreshold(
         rate=rate,
         threshold=threshold,
-        false_alarms=float((false >= threshold).sum()) / len(judged),
+        false_alarms=float((false >= threshold).sum()) / len(cases),
         detected=int((nodules >= threshold).sum()),
         nodules=len(nodules),
     )
@@ -177,21 +193,16 @@ def tune_classifier(
     for case in cases:
         judged.append(judge_case(classifier, case))
         advance(case.case_id)
-    if not sum(len(case.nodules) for case in judged):
+    if not sum(len(case.hits) for case in judged):
         raise ConfigError(f"the {len(cases)} cases have no nodule, so that no threshold can be compared.")
     fitted = fit_calibration(
-        np.concatenate([case.true for case in judged]), np.concatenate([case.false for case in judged])
+        np.concatenate([case.probability for case in judged]),
+        np.concatenate([case.means for case in judged]),
+        np.concatenate([case.is_nodule for case in judged]),
     )
     known = None if isinstance(fitted, NotCalibrated) else fitted
-    calibrated = [_calibrate_case(case, known) for case in judged]
-    return ClassifierTuning(calibration=fitted, thresholds=tuple(choose_threshold(calibrated, rate) for rate in RATES))
-
-
-def _calibrate_case(case: JudgedCase, calibration: CropCalibration | None) -> JudgedCase:
-    """Return a case with calibrated probabilities; nodules without candidates stay at -1."""
-    has_candidate = case.nodules >= 0
-    nodules = np.where(has_candidate, calibrate(np.where(has_candidate, case.nodules, 0.0), calibration), -1.0)
-    return JudgedCase(false=calibrate(case.false, calibration), true=calibrate(case.true, calibration), nodules=nodules)
+    ranked = [rank_case(case, known) for case in judged]
+    return ClassifierTuning(calibration=fitted, thresholds=tuple(choose_threshold(ranked, rate) for rate in RATES))
 
 
 def open_tunable(path: Path, provider: Provider) -> Classifier:

@@ -260,7 +260,7 @@ class PointSegmentation:
 
 
 def settle_classes(rows: Floats, points: Sequence[Point]) -> Floats:
-    """Return candidates float64[n, 5], `CANDIDATE_COLUMNS`, in which each UNKNOWN class is 1 in a nodule, else 0."""
+    """Return candidates float64[n, 6], `CANDIDATE_COLUMNS`, in which each UNKNOWN class is 1 in a nodule, else 0."""
     unknown = rows[:, 3] == UNKNOWN
     if not unknown.any():
         return rows

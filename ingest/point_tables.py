@@ -37,6 +37,7 @@ IDENTIFYING = re.compile(r"patient|person|name|birth|date|time|accession|mrn|uid
 """Columns that may identify a person, even if they have words about nodules."""
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 Floats = npt.NDArray[np.float64]
+SEGMENTATION_MEAN = CANDIDATE_COLUMNS[5]
 UNKNOWN = -1.0
 """Class of a candidate whose table has none."""
 
@@ -72,7 +73,7 @@ class CandidateList:
     """The rows of a table of candidates, by what names their scan."""
 
     by_names: Mapping[tuple[str, ...], Floats]
-    """What names a scan -> float64[n, 5], the columns `CANDIDATE_COLUMNS`, in order of the table."""
+    """What names a scan -> float64[n, 6], the columns `CANDIDATE_COLUMNS`, in order of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class CasePoints:
     left_out: tuple[LeftOutPoint, ...]
     """Rows that contradict another one, or are not used as they stand."""
     candidates: Floats | None = field(compare=False)
-    """float64[n, 5], the columns `CANDIDATE_COLUMNS`; None without a table of candidates."""
+    """float64[n, 6], the columns `CANDIDATE_COLUMNS`; None without a table of candidates."""
     table: str
     """Name of the table of nodules."""
     has_lungs: bool
@@ -243,13 +244,14 @@ def read_candidates(path: Location) -> CandidateList:
     Raises
     ------
     InputError
-        As `read_points`; or a class is neither 0 nor 1, or there is neither class nor probability.
+        As `read_points`; or a class is neither 0 nor 1, or there is neither class nor probability, or a
+        segmentation_mean is not from 0 to 1.
     """
     numbers: dict[tuple[str, ...], int] = {}
     scan, values = array("q"), array("d")
     with progress("read candidates", path.stat().st_size / 1e6, "MB") as advance:
         rows = iterate_table(
-            path, required=POSITION, optional=(*NAMES, "class", "probability"), keeps_further=True,
+            path, required=POSITION, optional=(*NAMES, "class", "probability", SEGMENTATION_MEAN), keeps_further=True,
             advance=lambda characters: advance(characters / 1e6, ""),
         )  # fmt: skip
         for row in rows:
@@ -264,7 +266,7 @@ def read_candidates(path: Location) -> CandidateList:
     )
 
 
-def _parse_candidate(path: Location, row: Row) -> tuple[float, float, float, float, float]:
+def _parse_candidate(path: Location, row: Row) -> tuple[float, float, float, float, float, float]:
     if "class" not in row.cells and "probability" not in row.cells:
         raise InputError(f"{path}: must have the column class, 1 or 0, or the column probability of found candidates.")
     columns = (*POSITION, "class") if "class" in row.cells else POSITION
@@ -281,4 +283,16 @@ def _parse_candidate(path: Location, row: Row) -> tuple[float, float, float, flo
             f"{path}, line {row.line}: must have finite positions and the class 0 or 1; it has {x:g}, {y:g}, {z:g} "
             f"and the class {kind:g}."
         )
-    return x, y, z, kind, float(row.line)
+    return x, y, z, kind, float(row.line), _read_mean(path, row)
+
+
+def _read_mean(path: Location, row: Row) -> float:
+    """Return the mean probability of the segmentation; NaN if the row has none."""
+    text = row.cells.get(SEGMENTATION_MEAN, "")
+    try:
+        mean = row.number(SEGMENTATION_MEAN) if text else math.nan
+    except ValueError:
+        mean = -1.0
+    if not (math.isnan(mean) or 0 <= mean <= 1) or text.strip().lower() == "nan":
+        raise InputError(f"{path}, line {row.line}: {SEGMENTATION_MEAN} must be a number from 0 to 1; it is {text!r}.")
+    return mean

@@ -343,7 +343,8 @@ def _describe_calibration(card: CropCard) -> str:
     if one is None:
         return "none: probabilities are the network's output"
     return (
-        f"temperature {one['temperature']:.3g}, shift {one['shift']:.3g}; expected calibration error "
+        f"temperature {one['temperature']:.3g}, shift {one['shift']:.3g}, weight of the segmentation "
+        f"{one.get('segmentation_weight', 0.0):.3g}; expected calibration error "
         f"{one['ece_before']:.3f} before, {one['ece_after']:.3f} after, on "
         f"{one['in_nodules'] + one['elsewhere']} candidates"
     )

@@ -1,6 +1,7 @@
-"""The candidates of a case: one small Zarr v3 array, float64[n, 6], next to its image.
+"""The candidates of a case: one small Zarr v3 array, float64[n, 7], next to its image.
 
 The columns are `CANDIDATE_COLUMNS` and whether the candidate lies in a lung (1 or 0; NaN if no lungs were passed).
+Arrays of earlier versions have no segmentation_mean; it is read as NaN.
 The array is one chunk that ends with a crc32c, like the slices.
 """
 
@@ -17,6 +18,7 @@ from slicemill.store.layout import CANDIDATES, DOCUMENT
 from slicemill.store.zarr_documents import make_table_document
 
 COLUMNS = len(CANDIDATE_COLUMNS) + 1
+MEAN = CANDIDATE_COLUMNS.index("segmentation_mean")
 CHUNK = "c/0/0"
 MAX_CANDIDATES = 1_000_000
 """Candidates of a case."""
@@ -24,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def write_candidates(folder: Path, rows: Floats) -> None:
-    """Write the candidates float64[n, 6] of the case in `folder`, which is not published yet.
+    """Write the candidates float64[n, 7] of the case in `folder`, which is not published yet.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def write_candidates(folder: Path, rows: Floats) -> None:
 
 
 def read_candidates(folder: Location, document: dict[str, object]) -> Floats:
-    """Return the candidates float64[n, 6] of the case in `folder`, whose array has this document.
+    """Return the candidates float64[n, 7] of the case in `folder`, whose array has this document.
 
     Raises
     ------
@@ -52,19 +54,22 @@ def read_candidates(folder: Location, document: dict[str, object]) -> Floats:
     """
     where = folder / CANDIDATES
     shape = document.get("shape")
-    rows = shape[0] if isinstance(shape, list) and len(shape) == 2 and isinstance(shape[0], int) else -1
-    if not 0 <= rows <= MAX_CANDIDATES or document != make_table_document(rows, COLUMNS):
+    rows, columns = shape if isinstance(shape, list) and len(shape) == 2 else (-1, COLUMNS)
+    is_table = isinstance(rows, int) and 0 <= rows <= MAX_CANDIDATES and columns in (COLUMNS - 1, COLUMNS)
+    if not is_table or document != make_table_document(rows, columns):
         raise StoreError("is not an array of candidates; ingest the case again with --overwrite.", where=where)
     if not rows:
         return np.empty((0, COLUMNS))
-    size = rows * COLUMNS * 8
+    size = rows * columns * 8
     try:
         data = without_checksum(read_file(where / CHUNK, size + CRC_BYTES))
     except (OSError, ValueError) as error:
         raise StoreError(f"cannot be read ({error}); ingest the case again with --overwrite.", where=where) from error
     if len(data) != size:
         raise StoreError(f"has {len(data)} bytes, but {rows} rows need {size}.", where=where)
-    found = np.frombuffer(data, dtype="<f8").reshape(rows, COLUMNS).astype(np.float64)
-    if not np.isfinite(found[:, : len(CANDIDATE_COLUMNS)]).all():
+    found = np.frombuffer(data, dtype="<f8").reshape(rows, columns).astype(np.float64)
+    if columns < COLUMNS:
+        found = np.insert(found, MEAN, np.nan, axis=1)
+    if not np.isfinite(found[:, :MEAN]).all():
         raise StoreError("a position or class is not a finite number.", where=where)
     return found

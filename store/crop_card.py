@@ -10,7 +10,7 @@ and optionally ``malignancy`` float32[n], probabilities. Window and normalizatio
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
@@ -63,10 +63,12 @@ class ReliabilityBin(TypedDict):
 
 
 class CropCalibration(TypedDict):
-    """How the output `nodule` becomes a calibrated probability: ``sigmoid((log odds + shift) / temperature)``."""
+    """How the output `nodule` becomes a calibrated probability (`slicemill.infer.calibration`)."""
 
     temperature: Annotated[float, Meta(gt=0)]
     shift: float
+    segmentation_weight: NotRequired[Annotated[float, Meta(ge=0)]]
+    """Weight of the log odds of the segmentation's mean probability; 0 if absent."""
     in_nodules: int
     """Candidates in nodules that it was fitted to."""
     elsewhere: int
@@ -154,7 +156,7 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
     except InputError as error:
         raise ModelError(str(error), where=where) from error
     if card.calibration is not None and not all(map(math.isfinite, _numbers(card.calibration))):
-        raise ModelError("calibration: temperature and shift must be finite. Choose them again.", where=where)
+        raise ModelError("calibration: its numbers must be finite. Choose them again.", where=where)
     unusable = [key for key in card.thresholds if not _is_rate(key)]
     if unusable:
         raise ModelError(f"thresholds: {unusable[0]!r} is not a number of false alarms a scan.", where=where)
@@ -166,8 +168,8 @@ def is_crop_metadata(document: object) -> bool:
     return isinstance(document, dict) and document.get("kind") == KIND
 
 
-def _numbers(calibration: CropCalibration) -> tuple[float, float]:
-    return calibration["temperature"], calibration["shift"]
+def _numbers(calibration: CropCalibration) -> tuple[float, float, float]:
+    return calibration["temperature"], calibration["shift"], calibration.get("segmentation_weight", 0.0)
 
 
 def _is_rate(text: str) -> bool:

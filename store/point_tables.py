@@ -39,6 +39,7 @@ CANDIDATE_SCHEMA = pa.schema(
         *((name, pa.float64()) for name in ("x_mm", "y_mm", "z_mm", "voxel_z", "voxel_y", "voxel_x")),
         ("class", pa.int8()),
         ("row", pa.int64()),
+        ("segmentation_mean", pa.float64()),
         ("in_lung", pa.bool_()),
         ("nearest_nodule", pa.string()),
         ("nearest_nodule_mm", pa.float64()),
@@ -82,7 +83,7 @@ class Comparison:
 
 
 def compare_candidates(rows: Floats, points: Iterable[Point]) -> Comparison:
-    """Compare candidates float64[n, 5], the columns `CANDIDATE_COLUMNS`, with the findings of their case."""
+    """Compare candidates float64[n, 6], the columns `CANDIDATE_COLUMNS`, with the findings of their case."""
     places, kinds = rows[:, :3], rows[:, 3]
     points = list(points)
     nodules = [point for point in points if point.kind == "nodule"]
@@ -207,6 +208,7 @@ def make_candidate_table(case: Case) -> pa.Table | None:
         *voxels.T,
         rows[:, 3].astype(np.int8),
         numbers,
+        pa.array(rows[:, 5], mask=np.isnan(rows[:, 5])),
         pa.array(in_lung == 1, mask=np.isnan(in_lung)),
         pa.array([names[index] for index in found.nearest], pa.string()),
         pa.array(found.distance_mm, mask=np.isnan(found.distance_mm)),

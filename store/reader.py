@@ -239,7 +239,7 @@ class Case:
 
     @property
     def candidates(self) -> npt.NDArray[np.float64] | None:
-        """Return float64[n, 5], the columns `CANDIDATE_COLUMNS`; None if the case has no table of candidates."""
+        """Return float64[n, 6], the columns `CANDIDATE_COLUMNS`; None if the case has no table of candidates."""
         return None if self._candidate_table is None else self._candidate_table[:, :-1]
 
     @property

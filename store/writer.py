@@ -172,7 +172,7 @@ class CaseWriter:
     ) -> CaseInfo:
         """Complete the case, publish it, and replace an older one of the same id; return `info` with the fingerprint.
 
-        `candidates` are its candidates, float64[n, 6] (`slicemill.store.candidates`), if it has a table of them.
+        `candidates` are its candidates, float64[n, 7] (`slicemill.store.candidates`), if it has a table of them.
 
         Raises
         ------

@@ -37,7 +37,6 @@ from slicemill.train.run.environment import record_start
 from slicemill.train.run.epoch import Training, train_epoch
 from slicemill.train.run.interrupt import Interruption, catch_stop_signals
 from slicemill.train.run.metrics import EpochMetrics
-from slicemill.train.run.mining import is_mining_due, mine
 from slicemill.train.run.setup import CASES, CURVES, METRICS, REPORT, Setup, common_labels, prepare, remove_run
 from slicemill.train.run.tally import no_losses
 
@@ -117,9 +116,7 @@ def train_remaining_epochs(setup: Setup, run: Path, log: Callable[[str], None]) 
         interruption = Interruption(config, setup.processes, stop_requested, save)
         while not is_finished(state, config):
             metrics, seconds = train_epoch(training, state, interruption)
-            before, state = state, add_epoch(state, metrics, seconds)
-            if training.losses.mined is not None and is_mining_due(config, before, state):
-                training.losses.mined.copy_(mine(setup, training.learner.average.module, state.epoch))
+            state = add_epoch(state, metrics, seconds)
             best = state.best_epoch == metrics.epoch
             training.losses.at_epoch_start.copy_(training.losses.latest)
             save(state)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.labels import Labels
-from slicemill.infer.calibration import calibrate
+from slicemill.infer.calibration import WEIGHT, calibrate, segmentation_weight
 from slicemill.infer.candidates.find import REACH_MM, Lump, LumpCounts, find_lumps
 from slicemill.infer.candidates.records import CandidateRow, ScanCandidates
 from slicemill.infer.inputs.jobs import LoadedScan
@@ -142,7 +142,9 @@ class CandidateJudge:
 
     def _state_calibration(self) -> dict[str, float] | None:
         one = self._calibration
-        return None if one is None else {"temperature": one["temperature"], "shift": one["shift"]}
+        if one is None:
+            return None
+        return {**{name: one[name] for name in ("temperature", "shift")}, WEIGHT: segmentation_weight(one)}
 
     def _score(self, loaded: LoadedScan, lumps: Sequence[Lump]) -> list[tuple[float, float | None]]:
         """Return the probabilities of a nodule, and of malignancy, of each lump."""
@@ -156,7 +158,8 @@ class CandidateJudge:
                 crop[...] = cut_crop(loaded.volume, loaded.grid.affine_lps, lump.xyz_mm)
             scores = self.shared.score(crops)
             malignancy = [None] * len(part) if scores.malignancy is None else scores.malignancy.tolist()
-            found += zip(calibrate(scores.nodule, self._calibration).tolist(), malignancy, strict=True)
+            means = np.array([lump.mean for lump in part])
+            found += zip(calibrate(scores.nodule, means, self._calibration).tolist(), malignancy, strict=True)
         return found
 
     def _explain(self, counts: LumpCounts) -> str:
@@ -180,6 +183,7 @@ def _describe(lump: Lump, nodule: float, malignancy: float | None) -> CandidateR
         volume_ml=lump.volume_ml,
         slice=lump.slice,
         peak=lump.peak,
+        segmentation_mean=lump.mean,
         malignancy=malignancy,
     )
 

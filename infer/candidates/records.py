@@ -18,7 +18,8 @@ PAGE_ENDING = ".candidates.html"
 """End of the page next to a mask (`slicemill.infer.candidates.page`)."""
 TABLES = re.compile(r"candidates(-\d+-of-\d+)?\.(json|csv|html)")
 COLUMNS = (
-    "seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm", "volume_ml", "slice", "malignancy"
+    "seriesuid", "coordX", "coordY", "coordZ", "probability", "diameter_mm", "volume_ml", "slice", "malignancy",
+    "segmentation_mean",
 )  # fmt: skip
 
 
@@ -41,6 +42,8 @@ class CandidateRow:
     """Slice of the center, from the lowest, 0."""
     peak: float
     """Highest probability of the segmentation."""
+    segmentation_mean: float | None = None
+    """Mean probability of the segmentation over its voxels; None in files of earlier versions."""
     malignancy: float | None = None
     """Probability that the nodule is malignant; None if the classifier does not output it."""
 
@@ -70,7 +73,8 @@ class ScanCandidates:
     thresholds: dict[str, float]
     """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
     calibration: dict[str, float] | None = None
-    """Temperature and shift that the classifier's output was calibrated with; None if it was not."""
+    """The numbers that the classifier's output was calibrated with (`slicemill.infer.calibration`); None if it was
+    not."""
     found: int
     """Lumps of the segmentation's probability."""
     outside_organ: int
@@ -136,7 +140,7 @@ def write_candidate_csv(path: Path, scans: Mapping[str, ScanCandidates]) -> None
     """Write the candidates of scans, by name, in LUNA16's form with further columns."""
     rows = [
         dict(zip(COLUMNS, (name, one.x_mm, one.y_mm, one.z_mm, one.probability, one.diameter_mm, one.volume_ml,
-                           one.slice, one.malignancy), strict=True))
+                           one.slice, one.malignancy, one.segmentation_mean), strict=True))
         for name, scan in scans.items()
         for one in scan.candidates
     ]  # fmt: skip

@@ -16,10 +16,11 @@ from slicemill.infer.network.classifier import open_classifier
 from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.tune_classifier import (
     ClassifierTuning,
-    JudgedCase,
+    RankedCase,
     choose_judged_cases,
     choose_threshold,
     judge_case,
+    rank_case,
     write_tuning,
 )
 from slicemill.measure.evaluation.luna16 import find_hits
@@ -43,9 +44,8 @@ def brute(judged, rate):
 def test_a_threshold_detects_as_many_nodules_as_any_with_so_few_false_alarms(seed):
     rng = np.random.default_rng(seed)
     judged = [
-        JudgedCase(
+        RankedCase(
             false=np.round(rng.random(rng.integers(0, 12)), 1),
-            true=np.zeros(0),
             nodules=np.append(np.round(rng.random(rng.integers(0, 4)), 1), -1.0),
         )
         for _ in range(5)
@@ -57,7 +57,7 @@ def test_a_threshold_detects_as_many_nodules_as_any_with_so_few_false_alarms(see
 
 
 def test_false_alarms_that_no_threshold_excludes_are_counted():
-    chosen = choose_threshold([JudgedCase(false=np.ones(9), true=np.ones(1), nodules=np.array([1.0]))], 1)
+    chosen = choose_threshold([RankedCase(false=np.ones(9), nodules=np.array([1.0]))], 1)
     assert (chosen.threshold, chosen.false_alarms, chosen.detected) == (1.0, 9.0, 1)
 
 
@@ -69,11 +69,13 @@ def crop_store(tmp_path_factory):
 def test_nodules_and_false_alarms_are_those_of_the_store(crop_store, tmp_path):
     classifier = open_classifier(write_classifier(tmp_path / "c.onnx"), "cpu")
     judged = judge_case(classifier, next(iter(open_store(crop_store).values())))
-    assert len(judged.nodules) == 2
-    assert len(judged.false) == 6
-    assert len(judged.true) >= 2
-    assert judged.nodules.max() == judged.true.max()
-    assert (judged.nodules > 0).all()
+    ranked, true = rank_case(judged, None), judged.probability[judged.is_nodule]
+    assert len(ranked.nodules) == 2
+    assert len(ranked.false) == 6
+    assert len(true) >= 2
+    assert ranked.nodules.max() == true.max()
+    assert (ranked.nodules > 0).all()
+    assert np.isnan(judged.means).all(), "the table has no mean of a segmentation"
 
 
 def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
@@ -153,10 +155,10 @@ def test_detections_and_false_alarms_are_those_of_froc(crop_store, tmp_path, see
     ]
     places = middle + rng.normal(0, 6, (40, 3))
     places[20:] = places[:20] + rng.normal(0, 0.5, (20, 3))
-    table = np.column_stack([places, rng.integers(0, 2, 40), np.arange(40) + 2])
+    table = np.column_stack([places, rng.integers(0, 2, 40), np.arange(40) + 2, np.full(40, np.nan)])
     case = SimpleNamespace(candidates=table, points=points, image=real.image, affine=real.affine)
     classifier = open_classifier(write_classifier(tmp_path / "c.onnx"), "cpu")
-    judged = judge_case(classifier, case)
+    judged = rank_case(judge_case(classifier, case), None)
     volume = real.image[:]
     crops = np.stack([cut_crop(volume, real.affine, place) for place in places])
     scored = np.column_stack([places, classifier.run(crops).nodule])

@@ -13,7 +13,9 @@ from slicemill.train.export.earlier import describe_thresholds, keep_thresholds,
 from tests.infer.networks import CROP_CARD, write_classifier
 
 WEIGHTS, OTHER = "a" * 64, "b" * 64
-FITTED = fit_calibration(np.linspace(0.3, 1, 20), np.linspace(0, 0.6, 20))
+FITTED = fit_calibration(
+    np.append(np.linspace(0.3, 1, 20), np.linspace(0, 0.6, 20)), np.linspace(0.2, 0.9, 40), np.arange(40) < 20
+)
 CHOSEN = ClassifierTuning(
     calibration=FITTED,
     thresholds=(ChosenThreshold(rate=1, threshold=0.75, false_alarms=0.5, detected=3, nodules=4),),

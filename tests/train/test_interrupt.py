@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from slicemill.train.config import to_toml
 from slicemill.train.loop import train
 from slicemill.train.network.step import build_network, make_learner
 from slicemill.train.run import checkpoint as checkpoint_module
+from slicemill.train.run import mining, validate
 from slicemill.train.run.checkpoint import LAST, load_weights, read_state, save_progress
 from tests.conftest import TINY
 from tests.train.helpers import checkpoint, no_log
@@ -61,6 +63,25 @@ class TestInterruptions:
         state = read_state(run)
         assert state.epoch >= 1
         assert state.tally is not None
+
+    @pytest.mark.parametrize(("module", "name"), [(validate, "normalize"), (mining, "read_reference")])
+    def test_a_stop_within_validation_or_mining_keeps_every_step(self, module, name, stored, tmp_path, monkeypatch):
+        config = replace(TINY, epochs=2, steps=3, mining=1, hard_share=0.3, tumor_share=0.3, organ_share=0.2)
+        train(stored, tmp_path / "whole", config, log=no_log)
+        work = getattr(module, name)
+
+        def stop_and_work(*given):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return work(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, stop_and_work)
+            with pytest.raises(KeyboardInterrupt):
+                train(stored, tmp_path / "stopped", config, log=no_log)
+        stopped = read_state(tmp_path / "stopped")
+        assert (stopped.epoch, len(stopped.tally.losses)) == (0, 3)
+        train(stored, tmp_path / "stopped", config, log=no_log)
+        assert checkpoint(tmp_path / "whole") == checkpoint(tmp_path / "stopped")
 
     @pytest.mark.slow
     def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(self, stored, trained, tmp_path, monkeypatch):

@@ -26,9 +26,10 @@ from slicemill.train.run.device import search_algorithms
 from slicemill.train.run.interrupt import Interruption, StepDecision
 from slicemill.train.run.memory import explain_out_of_memory
 from slicemill.train.run.metrics import EpochMetrics, RegionDice, none_if_nan
+from slicemill.train.run.mining import is_mining_due, mine
 from slicemill.train.run.setup import Setup
 from slicemill.train.run.tally import PendingStep, SliceLosses, Tally, begin_record, region_overlaps, resume_tally
-from slicemill.train.run.validate import Overlaps, global_dice, validate
+from slicemill.train.run.validate import Overlaps, global_dice, keep_on, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,10 @@ class Training:
 
 
 def train_epoch(training: Training, state: State, interruption: Interruption) -> tuple[EpochMetrics, float]:
-    """Train one epoch, or the rest of one, and validate; return its metrics and its seconds.
+    """Train one epoch, or the rest of one, validate, and mine if that is due; return its metrics and its seconds.
+
+    A single process can be stopped, and writes its checkpoints, within validation and mining, too: the next run repeats
+    them, and no step. Processes that train together cannot, as each of them has other scans.
 
     Raises
     ------
@@ -78,9 +82,14 @@ def train_epoch(training: Training, state: State, interruption: Interruption) ->
         epoch.record_pending()
         epoch.save_or_stop()
         advance(0, "validation")
-        by_case = validate(setup, training.learner.average.module)
+        check = epoch.save_or_stop if setup.processes.count == 1 else keep_on
+        by_case = validate(setup, training.learner.average.module, check)
     metrics = epoch_metrics(training, epoch.number, epoch.tally, by_case)
-    return metrics, setup.processes.gather(epoch.seconds(), setup.device)[0]
+    seconds = setup.processes.gather(epoch.seconds(), setup.device)[0]
+    after = replace(state, epoch=epoch.number, seconds=state.seconds + seconds)
+    if training.losses.mined is not None and is_mining_due(config, state, after):
+        training.losses.mined.copy_(mine(setup, training.learner.average.module, epoch.number, check))
+    return metrics, seconds
 
 
 class _EpochInProgress:

@@ -4,6 +4,8 @@ Crops of an epoch show little of a scan, so that a network that does well on the
 elsewhere. Validation scans are not mined: what training has seen cannot choose the best epoch.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,7 +15,7 @@ from slicemill.common.progress import progress
 from slicemill.train.config import Config
 from slicemill.train.run.checkpoint import State
 from slicemill.train.run.setup import Setup
-from slicemill.train.run.validate import predict_case, read_reference
+from slicemill.train.run.validate import keep_on, predict_case, read_reference
 
 CASES = 2
 """Training cases that are mined for each validation case, so that mining costs as much as two validations."""
@@ -36,12 +38,12 @@ def is_mining_due(config: Config, before: State, after: State) -> bool:
     return passed(before) < passed(after) <= config.mining
 
 
-def mine(setup: Setup, network: nn.Module, epoch: int) -> Tensor:
+def mine(setup: Setup, network: nn.Module, epoch: int, check: Callable[[], object] = keep_on) -> Tensor:
     """Segment whole training scans, and return float32[slices of the pool, 5].
 
     The columns are the weight of a slice, the square root of its number of false tumor pixels, and the box y0, x0, y1,
     x1 of the largest connected part of them. Slices of scans that were not chosen have no weight. Processes that train
-    together divide the scans.
+    together divide the scans. `check` is called before each batch of slices, and may raise.
     """
     network.eval()
     chosen = choose_cases(setup, epoch)
@@ -52,7 +54,7 @@ def mine(setup: Setup, network: nn.Module, epoch: int) -> Tensor:
             if index % setup.processes.count == setup.processes.rank:
                 case = setup.store[case_id]
                 reference = read_reference(case)
-                is_false = predict_case(case, network, setup) == tumor + 1
+                is_false = predict_case(case, network, setup, check) == tumor + 1
                 is_false &= reference != setup.labels.tumor_value()
                 if setup.ignored is not None:
                     is_false &= reference != setup.ignored

@@ -1,7 +1,7 @@
 """Validation: segment full cases with the network in training, and score them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +24,22 @@ Overlaps = dict[str, Overlap]
 """Region (`Labels.regions`) -> its voxel counts."""
 
 
-def validate(setup: Setup, network: nn.Module) -> dict[str, Overlaps]:
-    """Return the overlaps of every validation case by case id. Processes that train together divide the cases."""
+def keep_on() -> None:
+    """Do nothing: what is called between batches of slices where nothing can stop them."""
+
+
+def validate(setup: Setup, network: nn.Module, check: Callable[[], object] = keep_on) -> dict[str, Overlaps]:
+    """Return the overlaps of every validation case by case id. Processes that train together divide the cases.
+
+    `check` is called before each batch of slices, and may raise.
+    """
     network.eval()
     processes, classes = setup.processes, len(setup.labels.values) + 1
     voxels = torch.zeros((len(setup.split.validation), classes, classes), dtype=torch.long, device=setup.device)
     for index, case_id in enumerate(setup.split.validation):
         if index % processes.count == processes.rank:
             case = setup.store[case_id]
-            predicted = predict_case(case, network, setup)
+            predicted = predict_case(case, network, setup, check)
             counts = voxels_by_class(read_reference(case), predicted, setup.labels, setup.ignored)
             voxels[index] = torch.from_numpy(counts)
     total = processes.sum(voxels)
@@ -87,10 +94,13 @@ def voxels_by_class(
 
 
 @torch.no_grad()
-def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np.uint8]:
+def predict_case(
+    case: Case, network: nn.Module, setup: Setup, check: Callable[[], object] = keep_on
+) -> npt.NDArray[np.uint8]:
     """Return the class index of every voxel of a case: uint8[z, y, x]. Slices are padded, never cropped.
 
-    If the network has a fixed pixel size, slices are resampled to it, and probabilities back.
+    If the network has a fixed pixel size, slices are resampled to it, and probabilities back. `check` is called before
+    each batch of slices, and may raise.
     """
     config = setup.config
     step = neighbor_step(config.window_spacing_mm, case.info.spacing_mm[0])
@@ -109,6 +119,7 @@ def predict_case(case: Case, network: nn.Module, setup: Setup) -> npt.NDArray[np
     # Number of slices that use about as much memory as a training batch.
     batch = max(1, math.prod(setup.view.size) * config.batch // setup.processes.count // math.prod(size))
     for first in range(0, nz, batch):
+        check()
         chosen = range(first, min(first + batch, nz))
         windows = volume[[neighbors(z, nz, config.context, step) for z in chosen]]
         image = normalize(torch.from_numpy(windows).to(setup.device), config.window_low, config.window_high)
