@@ -41,21 +41,23 @@ class DemoAmounts:
 
     cases: int = 24
     """Chests for training and validation."""
+    nodules: int = 10
+    """Nodules in each of them. The test chests have as many as LUNA16's scans, 1.3 on average."""
     test_cases: int = 8
     """Chests that no network has seen."""
     size: int = 160
     """Pixels along a slice's side; 160 of them are 2 mm wide each."""
     validation: float = 0.2
     """Share of the chests for validation."""
-    width: int = 12
+    width: int = 8
     """Channels of the first level of the U-Net."""
     crop: int = 64
     """Side of its training crops, pixels."""
-    epochs: int = 6
+    epochs: int = 3
     """Epochs of the segmentation."""
-    steps: int = 150
+    steps: int = 700
     """Batches in each of these epochs."""
-    crop_epochs: int = 40
+    crop_epochs: int = 6
     """Epochs of the classifier; each draws about as many crops as there are of nodules."""
 
     def settings(self) -> str:
@@ -171,7 +173,8 @@ def _make_chests(options: NoduleDemoOptions, commands: Commands) -> None:
     """Make the chests, and the stores of both."""
     out, amounts = options.out, options.amounts
     size = ("--lungs", "--size", amounts.size)
-    commands.run("phantom", out / "train", *size, "--cases", amounts.cases, "--seed", options.seed)
+    train = ("--cases", amounts.cases, "--nodules", amounts.nodules, "--seed", options.seed)
+    commands.run("phantom", out / "train", *size, *train)
     commands.run("phantom", out / "test", *size, "--cases", amounts.test_cases, "--seed", TEST_SEED)
     for part, store in (("train", "store"), ("test", "test-store")):
         commands.run("ingest", *_ingest_words(out / part, out / store))

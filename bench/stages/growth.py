@@ -29,6 +29,8 @@ CASES = {False: (500, 1000, 2000, 4000, 8000), True: (100, 300)}
 SIZE = 24
 """Rows and columns of the tiny cases."""
 LITS = Params(labels=LITS_LABELS)
+ALONE = ("--workers", 1, "--viewer-mb", 0)
+"""One worker, and no pages of slices, which would be most of the time: a page costs the same in any collection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +48,8 @@ def measure_growth(folder: Path, count: int) -> Mapping[str, ScanCost]:
     commands = {
         "store opened": ("store", "info", many.store),
         "ledger skipped": ("ingest", many.scans, many.store),
-        "cases evaluated": ("evaluate", many.masks, many.store, "--workers", 1, "--out", folder / "evaluated"),
-        "cases measured": ("measure", many.store, "--workers", 1, "--out", folder / "measured"),
+        "cases evaluated": ("evaluate", many.masks, many.store, *ALONE, "--out", folder / "evaluated"),
+        "cases measured": ("measure", many.store, *ALONE, "--out", folder / "measured"),
     }
     costs = {name: run_alone(slicemill_command(*words)) for name, words in commands.items()}
     shutil.rmtree(folder)
