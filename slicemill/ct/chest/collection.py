@@ -90,8 +90,7 @@ def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[
     """
     claim(folder, settings)
     specs = [
-        ChestSpec(seed=(settings.seed, number), size=settings.size, nodules=settings.nodules)
-        for number in range(cases)
+        ChestSpec(seed=(settings.seed, number), size=settings.size, nodules=settings.nodules) for number in range(cases)
     ]
     prepare_table(folder, [spec.name for spec in specs])
     rows: list[Annotation] = []
