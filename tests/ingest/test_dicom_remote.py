@@ -53,7 +53,7 @@ def test_a_bucket_gives_the_cases_of_the_folder(collection, tmp_path):
     assert sorted(statuses(report).values()) == ["done"] * 5 + ["failed"]
     reasons = [[(one.path.name, one.reason) for one in found.left_out] for found in (here, there)]
     assert sorted(reasons[0]) == sorted(reasons[1])
-    assert "1 slices are missing in a series of 5" in report.failures[0].reason
+    assert "1 slice is missing in a series of 5" in report.failures[0].reason
     local = open_store(tmp_path / "here")
     for case_id, case in open_store(tmp_path / "there").items():
         assert np.array_equal(case.image[:], local[case_id].image[:])

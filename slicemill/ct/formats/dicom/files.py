@@ -1,6 +1,7 @@
 """Files that may be DICOM: local, in an object store, or members of a zip archive. They are read by ranges of bytes."""
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,6 +185,8 @@ def _describe(path: Location, state: os.stat_result | Status) -> DicomFile:
 def list_folder(folder: Location) -> list[DicomFile]:
     """Return the files directly in a folder with size and times; hidden ones and links to folders are left out.
 
+    A link that leads nowhere is a file that cannot be opened: it may be a slice that was not copied.
+
     Raises
     ------
     ReadError
@@ -197,13 +200,19 @@ def list_folder(folder: Location) -> list[DicomFile]:
         ]
     try:
         with os.scandir(folder) as entries:
-            return [
-                _describe(folder / entry.name, entry.stat())
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_file()
-            ]
+            states = [(entry.name, _stat_entry(entry)) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ReadError(f"cannot be listed: {error.strerror}.", where=folder) from error
+    return [_describe(folder / name, state) for name, state in states if state is not None]
+
+
+def _stat_entry(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return the state of a regular file, or of a link that leads nowhere; None for others."""
+    try:
+        state = entry.stat()
+    except OSError:
+        state = entry.stat(follow_symlinks=False)
+    return state if stat.S_ISREG(state.st_mode) or stat.S_ISLNK(state.st_mode) else None
 
 
 def is_dicom_file(location: Location) -> bool:
