@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import select
 import shutil
 import signal
@@ -17,8 +18,10 @@ import psutil
 from slicemill.common.terminal import print_line
 from tests.fuzz.kinds import ATTEMPTS, sample_folder
 
-HANG_SECONDS = 60
-"""A sound input takes less than two seconds."""
+CPU_SECONDS = 60
+"""Most CPU time of an attempt, which a busy machine does not change; a sound input takes less than two seconds."""
+HANG_SECONDS = 900
+"""Most wall time of an attempt: one that waits for something takes no CPU time."""
 MEMORY_MIB = 1000
 """Most memory of an attempt; a sound input takes less than a third."""
 
@@ -44,6 +47,8 @@ def try_seed(kind: str, seed: int) -> str:
     if said is None:
         return f"no end after {HANG_SECONDS} s"
     code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGXCPU:
+        return f"no end after {CPU_SECONDS} s of CPU time"
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     taken_mib = (usage.ru_maxrss * 1024 - inherited) >> 20
@@ -54,6 +59,7 @@ def try_seed(kind: str, seed: int) -> str:
 
 def _attempt(kind: str, seed: int, folder: Path, writing: int) -> int:
     """Make an attempt, write its traceback to a pipe, and return the exit status."""
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silent, stream)

@@ -73,7 +73,7 @@ def test_masks_lie_on_the_series(tilt, model, tmp_path):
     done = run_command("infer", model, tmp_path / "in", "--out", tmp_path / "out", "--provider", "cpu")
     assert done.exit_code == 1
     assert "p2" in done.output
-    assert "1 slices are missing" in done.output
+    assert "1 slice is missing" in done.output
     mask = nib.load(tmp_path / "out" / "p1.nii.gz")
     scan = load_scan(gather([tmp_path / "in" / "p1"])[0][0])
     assert mask.shape == (64, 64, 5)

@@ -71,7 +71,7 @@ def test_series_of_a_folder_other_formats_and_failures_in_one_run(tmp_path):
     status = {one.case_id: one.status for one in report.outcomes}
     assert status == {"volume-0": "done", "p1_3": "done", "p1_4": "done", "p2": "failed"}
     (failure,) = report.failures
-    assert "1 slices are missing in a series of 5" in failure.reason
+    assert "1 slice is missing in a series of 5" in failure.reason
     assert "--uneven longest" in failure.reason
     assert ingest(tmp_path / "in", tmp_path / "longest", no_masks=True, uneven="longest")[1].count("done") == 4
     assert open_store(tmp_path / "longest")["p2"].image.shape == (3, 20, 24)

@@ -96,11 +96,13 @@ def test_headers_without_voxels_and_voxels_without_headers_are_named(tmp_path):
     (tmp_path / "b.raw").rename(tmp_path / "c.raw")
     write(tmp_path / "d.nhdr", IMAGE)
     shutil.copy(tmp_path / "a.mhd", tmp_path / "shares.mhd")
+    (tmp_path / "IM1.dcm.gz").write_bytes(b"x")
     collection = discover(tmp_path)
     assert sorted(pairs(collection)) == ["a", "d", "shares"]
     assert {path.name: reason.split(";")[0] for path, reason in collection.left_out} == {
         "b.mhd": "a header without its file b.raw",
         "c.raw": "voxels without a header that names them",
+        "IM1.dcm.gz": "DICOM in gzip",
     }
 
 

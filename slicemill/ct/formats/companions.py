@@ -25,7 +25,8 @@ from slicemill.ct.formats.open import list_data_files, scan_files
 IMAGE_SUFFIXES = (".img.gz", ".img")
 TWINS = {".mhd": (".mha",), ".nhdr": (".nrrd",)}
 """Header with a file of voxels -> the same format in one file, which is read instead if both have one name."""
-OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mhd", *NRRD_SUFFIXES, *DATA_SUFFIXES)
+PACKED_DICOM = (".dcm.gz", ".ima.gz")
+OTHER_FORMATS = (*HEADER_SUFFIXES, *IMAGE_SUFFIXES, ".mhd", *NRRD_SUFFIXES, *DATA_SUFFIXES, *PACKED_DICOM)
 """Suffixes of files that look like scans or parts of scans. Those with a reason to leave them out are reported."""
 
 
@@ -55,6 +56,8 @@ class Companions:
             return _explain_header(path)
         if name.endswith(IMAGE_SUFFIXES):
             return "" if _has_header(path) else "an .img without a .hdr of its name; put the .hdr in the same folder"
+        if name.endswith(PACKED_DICOM):
+            return "DICOM in gzip; unpack it (gunzip)"
         if name.endswith(DATA_SUFFIXES):
             if path in self._voxels_named_in(path.parent):
                 return ""

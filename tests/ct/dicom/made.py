@@ -1,5 +1,7 @@
 """DICOM files made by pydicom, for tests."""
 
+import secrets
+
 import imagecodecs
 import numpy as np
 import pydicom
@@ -13,7 +15,6 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    generate_uid,
 )
 
 from slicemill.ct.formats.dicom.uids import ENCAPSULATED_PLAIN, HTJ2K
@@ -45,7 +46,7 @@ def make_slice(pixels, position=(0, 0, 0), **tags):
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = generate_uid()
+    dataset.SOPInstanceUID = f"2.25.{10**37 + secrets.randbelow(10**37)}"  # files of one kind have one size
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.3.5"
     dataset.Modality, dataset.PatientID, dataset.PatientName = "CT", "patient-7", "Doe^Jane"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]

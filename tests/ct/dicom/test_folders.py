@@ -206,6 +206,18 @@ def test_a_truncated_slice_and_a_damaged_header_refuse_the_series(tmp_path):
         read(folder)
 
 
+def test_a_link_that_leads_nowhere_may_be_a_slice(tmp_path):
+    """As in collections of which only a part was fetched: the series would end early without a word."""
+    folder = save_series(tmp_path / "p1", make_series(make_volume()))
+    (folder / "IM005").rename(tmp_path / "fetched")
+    (folder / "IM005").symlink_to(tmp_path / "fetched")
+    assert read(folder)[0].shape == make_volume().shape
+    (tmp_path / "fetched").unlink()
+    with pytest.raises(ScanError, match=r"IM005 in the same folder cannot be read and may be one of its slices"):
+        read(folder)
+    assert "No such file" in dict(find_dicom(tmp_path).left_out)[folder / "IM005"]
+
+
 def test_a_file_that_changes_after_the_listing_is_no_silent_mixture(tmp_path):
     folder = save_series(tmp_path / "p1", make_series(make_volume()))
     with ScanReader(folder, "image") as reader:
@@ -264,6 +276,35 @@ class TestZip:
         assert "an archive of 2 CT series; unpack it" in self.refusal(path)
         monkeypatch.setattr("slicemill.ct.formats.dicom.archive.MAX_MEMBERS", 3)
         assert "at most 3 are read" in self.refusal(path)
+
+    @pytest.mark.parametrize(
+        ("members", "reason"),
+        [
+            ({}, "an archive without DICOM; unpack it"),
+            ({"scan.nii.gz": b"x", "notes": b"text"}, "an archive without DICOM; unpack it"),
+            ({"Inner.ZIP": b"PK"}, "an archive without DICOM; unpack it"),
+        ],
+    )
+    def test_an_archive_without_a_scan_is_named(self, members, reason, tmp_path):
+        (tmp_path / "in").mkdir()
+        assert reason in self.refusal(self.make(tmp_path / "in" / "a.zip", members))
+
+    def test_the_members_beside_the_scan_of_an_archive_are_counted(self, tmp_path):
+        save(make_slice(make_volume()[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG"), tmp_path / "seg")
+        (tmp_path / "in").mkdir()
+        members = {
+            **self.slices(tmp_path),
+            "seg": (tmp_path / "seg").read_bytes(),
+            "viewer.zip": b"PK",
+            "DICOMDIR": b"x",
+        }
+        path = self.make(tmp_path / "in" / "a.zip", members)
+        result = find_dicom(tmp_path / "in")
+        assert [one.location for one in result.series] == [path]
+        (left_out,) = result.left_out
+        assert left_out[0] == path
+        assert left_out[1].startswith("2 members beside its scan (")
+        assert "SEG" in left_out[1]
 
     def test_a_damaged_member_is_an_error_of_the_archive(self, tmp_path):
         path = self.make(tmp_path / "scan.zip", self.slices(tmp_path))

@@ -10,6 +10,7 @@ from slicemill.common.errors import ScanError
 from slicemill.common.files import Location
 from slicemill.common.names import natural_key
 from slicemill.common.progress import Advance
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.dicom.files import ARCHIVE_SUFFIX, DicomFile, OpenFile, open_archive
 from slicemill.ct.formats.dicom.index import is_silent, sort_files
 from slicemill.ct.formats.dicom.series import FolderSeries
@@ -28,9 +29,10 @@ def is_archive_name(name: str) -> bool:
 
 
 def read_archive(file: DicomFile, advance: Advance) -> FolderSeries:
-    """Return the series of a zip archive. An archive without DICOM is empty; one that is refused is left out.
+    """Return the series of a zip archive; one without a series or that is refused is left out, with the reason.
 
-    An archive is one scan: with several series it is left out, and the reason says to unpack it.
+    An archive is one scan: with several series it is left out, and the reason says to unpack it. Of an archive with a
+    scan and other members, the reason counts those that are not read.
     """
     path = file.path
     try:
@@ -41,10 +43,19 @@ def read_archive(file: DicomFile, advance: Advance) -> FolderSeries:
     if not index.series:
         if index.left_out:
             return _empty(path, f"an archive without a CT series; its first DICOM file is {index.left_out[0][1]}")
-        return FolderSeries(folder=path, series=(), left_out=(), unknown=())
+        return _empty(path, "an archive without DICOM; unpack it if it holds scans")
     if len(index.series) > 1:
         return _empty(path, f"an archive of {len(index.series)} CT series; unpack it")
-    return FolderSeries(folder=path, series=index.series, left_out=(), unknown=())
+    return FolderSeries(folder=path, series=index.series, left_out=_explain_others(path, index), unknown=())
+
+
+def _explain_others(path: Location, index: FolderSeries) -> tuple[tuple[Location, str], ...]:
+    """Return what the members of an archive are that its scan does not use, in one reason; nothing without any."""
+    count = len(index.left_out) + len(index.unknown)
+    if not count:
+        return ()
+    first = index.left_out[0][1] if index.left_out else "not DICOM"
+    return ((path, f"{count_noun(count, 'member')} beside its scan ({first}) cannot be used; unpack it to use them"),)
 
 
 def _empty(path: Location, reason: str) -> FolderSeries:
@@ -52,7 +63,7 @@ def _empty(path: Location, reason: str) -> FolderSeries:
 
 
 def list_members(file: DicomFile) -> list[DicomFile]:
-    """Return the members of an archive that may be DICOM, in natural order of their names.
+    """Return the members of an archive in natural order of their names; an archive among them is not opened.
 
     Raises
     ------
@@ -75,7 +86,7 @@ def list_members(file: DicomFile) -> list[DicomFile]:
     members = [
         DicomFile(path, info.file_size, file.mtime_ns, file.ctime_ns, info.filename)
         for info in infos
-        if not info.is_dir() and not info.filename.lower().endswith(ARCHIVE_SUFFIX)
+        if not info.is_dir()
     ]
     return sorted((one for one in members if not is_silent(one.name)), key=lambda one: natural_key(one.member or ""))
 

@@ -1,6 +1,7 @@
 """Files that may be DICOM: local, in an object store, or members of a zip archive. They are read by ranges of bytes."""
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class DicomFile:
     modification time; 0 in an object store."""
     member: str | None = None
     """Name of the archive's member: text for messages, and the key of its entry; it is never a path on the disk."""
+    e_tag: str | None = None
+    """Entity tag of an object in a bucket: no other version of it is read."""
 
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}: {self.member}"
@@ -47,7 +50,8 @@ class OpenFile:
     Raises
     ------
     ReadError
-        The file cannot be opened, or has another size or other times than when it was listed.
+        The file cannot be opened, or has another size or other times than when it was listed. An object is compared
+        by its entity tag, each time a part of it is read.
     """
 
     def __init__(self, file: DicomFile) -> None:
@@ -62,7 +66,7 @@ class OpenFile:
                 state = os.fstat(self._descriptor)
                 if (state.st_size, state.st_mtime_ns, state.st_ctime_ns) != (file.size, file.mtime_ns, file.ctime_ns):
                     self.close()
-                    raise ReadError("changed during reading; run the same command again.", where=file)
+                    raise _make_changed_error(file)
 
     def __enter__(self) -> Self:
         return self
@@ -106,10 +110,19 @@ class OpenFile:
             if offset + len(data) >= self._file.size:
                 self._member.read(1)  # the end of the stream, where zipfile compares the checksum
         else:
-            size = min(len(buffer), self._file.size - offset)
-            data = (self._file.path.read_range(offset, size) or b"") if size > 0 else b""  # type: ignore[union-attr]
+            data = self._read_object(offset, min(len(buffer), self._file.size - offset))
         buffer[: len(data)] = data
         return len(data)
+
+    def _read_object(self, offset: int, size: int) -> bytes:
+        """Return bytes of an object in a bucket."""
+        if size <= 0:
+            return b""
+        path, e_tag = self._file.path, self._file.e_tag
+        data: bytes | None = path.read_range(offset, size, e_tag=e_tag)  # type: ignore[union-attr]
+        if data is None:
+            raise _make_changed_error(self._file)
+        return data
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to `length` bytes from `offset`; fewer only at the end of the file."""
@@ -123,6 +136,10 @@ class OpenFile:
             self._descriptor = -1
         if self._member is not None:
             self._member.close()
+
+
+def _make_changed_error(file: DicomFile) -> ReadError:
+    return ReadError("changed during reading; run the same command again.", where=file)
 
 
 @contextmanager
@@ -160,12 +177,15 @@ def stat_file(path: Location) -> DicomFile:
 
 
 def _describe(path: Location, state: os.stat_result | Status) -> DicomFile:
-    ctime_ns = 0 if isinstance(state, Status) else state.st_ctime_ns
-    return DicomFile(path, state.st_size, state.st_mtime_ns, ctime_ns)
+    if isinstance(state, Status):
+        return DicomFile(path, state.st_size, state.st_mtime_ns, 0, e_tag=state.e_tag)
+    return DicomFile(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
 
 
 def list_folder(folder: Location) -> list[DicomFile]:
     """Return the files directly in a folder with size and times; hidden ones and links to folders are left out.
+
+    A link that leads nowhere is a file that cannot be opened: it may be a slice that was not copied.
 
     Raises
     ------
@@ -180,13 +200,19 @@ def list_folder(folder: Location) -> list[DicomFile]:
         ]
     try:
         with os.scandir(folder) as entries:
-            return [
-                _describe(folder / entry.name, entry.stat())
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_file()
-            ]
+            states = [(entry.name, _stat_entry(entry)) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise ReadError(f"cannot be listed: {error.strerror}.", where=folder) from error
+    return [_describe(folder / name, state) for name, state in states if state is not None]
+
+
+def _stat_entry(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Return the state of a regular file, or of a link that leads nowhere; None for others."""
+    try:
+        state = entry.stat()
+    except OSError:
+        state = entry.stat(follow_symlinks=False)
+    return state if stat.S_ISREG(state.st_mode) or stat.S_ISLNK(state.st_mode) else None
 
 
 def is_dicom_file(location: Location) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import GeometryError, ScanError
+from slicemill.common.terminal import count_noun
 from slicemill.ct.formats.dicom.planes import Plane
 from slicemill.ct.geometry import Grid
 
@@ -113,7 +114,7 @@ def _explain(planes: Sequence[Plane], points: Floats, off: float) -> str:
         )
         more = f"; and {len(gaps) - SHOWN_GAPS} more gaps" if len(gaps) > SHOWN_GAPS else ""
         return (
-            f"{missing.sum()} slices are missing in a series of {len(planes)} with steps of {common:.6g} mm: "
+            f"{_count_missing(int(missing.sum()))} missing in a series of {len(planes)} with steps of {common:.6g} mm: "
             f"{shown}{more}. {keep}"
         )
     widest = int(np.argmax(np.abs(steps - common)))
@@ -122,6 +123,10 @@ def _explain(planes: Sequence[Plane], points: Floats, off: float) -> str:
         f"(most {common:.6g}; {steps[widest]:.6g} between {planes[widest].name} and {planes[widest + 1].name}), and a "
         f"slice is {off:.3g} mm off its place. {keep}"
     )
+
+
+def _count_missing(count: int) -> str:
+    return f"{count_noun(count, 'slice')} {'is' if count == 1 else 'are'}"
 
 
 def _longest_run(planes: Sequence[Plane], points: Floats) -> list[Plane]:
