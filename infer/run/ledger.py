@@ -19,6 +19,8 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import open_stream, parse_lines, sha256_of_file
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
+from slicemill.infer.candidates.records import ENDING as CANDIDATES
+from slicemill.infer.candidates.records import is_candidate_table
 from slicemill.infer.inputs.gather import MASK_SUFFIXES
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
@@ -104,6 +106,7 @@ class RunLedger:
         self._sources: dict[str, str] = {}
         """Hash of the location of the scan that each mask was made from, by its name."""
         self._read_bytes = 0
+        self._are_tables_removed = False
         self._read_new_lines()
 
     def _read_new_lines(self) -> list[str]:
@@ -255,10 +258,21 @@ class RunLedger:
             self._read_new_lines()
             twins = [replace(job, name=name) for name in self._twins(job) if name in self._written]
             extras = {one.name: sorted(self._written.get(one.name, ())) for one in (*twins, job)}
+        if CANDIDATES not in self._extras and any(CANDIDATES in names for names in extras.values()):
+            self._remove_tables()
         for one in (*twins, job):
             for name in output_names(one, extras[one.name]):
                 if name == one.name or name not in self._lines:  # a mask of another scan is kept
                     (self.out / name).unlink(missing_ok=True)
+
+    def _remove_tables(self) -> None:
+        """Remove the tables and pages of candidates of earlier runs, once: a scan of theirs is about to have none."""
+        with self._lock:
+            is_removed, self._are_tables_removed = self._are_tables_removed, True
+        if not is_removed:
+            for path in self.out.glob("candidates*"):
+                if is_candidate_table(path.name):
+                    path.unlink(missing_ok=True)
 
     def append(
         self,

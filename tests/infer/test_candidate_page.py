@@ -191,7 +191,14 @@ def test_a_run_writes_a_page_for_each_scan_and_one_of_all(run):
     assert "2 of the scans have no page" in text
     assert "href=" not in text
     assert run("--candidates") == pages
-    assert run() == ["candidates.html"], "pages go with the candidates"
+    assert run() == [], "pages go with the candidates, and so does that of all scans, whose links would be dead"
+    assert not list(run.out.glob("*candidates*"))
+
+
+def test_the_page_says_what_the_probability_is(run):
+    run("--candidates")
+    text = " ".join((run.out / "p 1" / "a#1.candidates.html").read_text().split())
+    assert "No classifier judged them: the probability is the mean of the segmentation's own" in text
 
 
 def test_a_size_without_candidates_is_refused(tmp_path):
