@@ -102,7 +102,9 @@ def test_a_damaged_description_names_the_file():
     assert decode_training_scans(None, "a.onnx") is None
     whole = '{"cases": 1, "slice_spacing_mm": [1, 2], "pixel_mm": [1, 2], "body_cm2": null, "body_hu": null}'
     assert decode_training_scans(whole, "a.onnx").pixel_mm == (1, 2)
-    damaged = [whole.replace('"pixel_mm": [1, 2]', f'"pixel_mm": {text}') for text in ("[2, 1]", "[-1, 1]", "[1, 1e999]")]
+    damaged = [
+        whole.replace('"pixel_mm": [1, 2]', f'"pixel_mm": {text}') for text in ("[2, 1]", "[-1, 1]", "[1, 1e999]")
+    ]
     damaged.append(whole.replace('"body_hu": null', '"body_hu": [[1, 2], [1, 2], [3, 2]]'))
     for text in ("{}", "[]", '{"cases": 1, "pixel_mm": [1]}', *damaged):
         with pytest.raises(ModelError, match=r"a\.onnx: its description of the training scans is damaged; export"):
