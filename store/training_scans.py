@@ -41,7 +41,7 @@ class ScanTraits:
     """What tells scans of different kinds apart."""
 
     slice_spacing_mm: float | None = None
-    """None if it is not known, like the three below."""
+    """None if it is not known, like the three below; a single slice has none."""
     pixel_mm: float | None = None
     """Geometric mean of height and width."""
     body_cm2: float | None = None
@@ -56,7 +56,8 @@ class TrainingScans:
 
     cases: int
     """Scans that were looked at."""
-    slice_spacing_mm: Range
+    slice_spacing_mm: Range | None
+    """None if each scan is a single slice."""
     pixel_mm: Range
     body_cm2: Range | None
     """None if no scan has voxels above BODY_HU, like the one below."""
@@ -87,7 +88,7 @@ def describe_scan(
     low, middle, high = np.percentile(np.concatenate(bodies), PERCENTILES).tolist() if bodies else (0.0, 0.0, 0.0)
     area = float(np.median([len(body) for body in bodies])) * EVERY**2 * spacing_y * spacing_x / 100 if bodies else None
     return ScanTraits(
-        slice_spacing_mm=spacing_z,
+        slice_spacing_mm=spacing_z if count > 1 else None,
         pixel_mm=math.sqrt(spacing_y * spacing_x),
         body_cm2=area,
         body_hu=(low, middle, high) if bodies else None,
@@ -95,13 +96,14 @@ def describe_scan(
 
 
 def join_traits(scans: Sequence[ScanTraits]) -> TrainingScans:
-    """Return the ranges of the traits of scans, of which there is at least one; spacings must be known."""
+    """Return the ranges of the traits of scans, of which there is at least one; pixel sizes must be known."""
+    spacings = [scan.slice_spacing_mm for scan in scans if scan.slice_spacing_mm is not None]
     areas = [scan.body_cm2 for scan in scans if scan.body_cm2 is not None]
     hu = [scan.body_hu for scan in scans if scan.body_hu is not None]
     low, middle, high = (_range([one[index] for one in hu]) if hu else (0.0, 0.0) for index in range(3))
     return TrainingScans(
         cases=len(scans),
-        slice_spacing_mm=_range([scan.slice_spacing_mm for scan in scans if scan.slice_spacing_mm is not None]),
+        slice_spacing_mm=_range(spacings) if spacings else None,
         pixel_mm=_range([scan.pixel_mm for scan in scans if scan.pixel_mm is not None]),
         body_cm2=_range(areas) if areas else None,
         body_hu=(low, middle, high) if hu else None,
@@ -150,8 +152,11 @@ def summarize_scans(trained: TrainingScans) -> str:
     ...     TrainingScans(cases=9, slice_spacing_mm=(1, 2.5), pixel_mm=(0.6, 0.9), body_cm2=None, body_hu=None))
     'slices 1 to 2.5 mm apart, pixels 0.6 to 0.9 mm; 9 scans were looked at'
     """
-    (near, far), (small, large) = trained.slice_spacing_mm, trained.pixel_mm
-    text = f"slices {near:.3g} to {far:.3g} mm apart, pixels {small:.3g} to {large:.3g} mm"
+    text = "pixels {:.3g} to {:.3g} mm".format(*trained.pixel_mm)
+    if trained.slice_spacing_mm is None:
+        text = f"single slices, {text}"
+    else:
+        text = "slices {:.3g} to {:.3g} mm apart, {}".format(*trained.slice_spacing_mm, text)
     if trained.body_hu is not None:
         text += ", median HU of the body {:.0f} to {:.0f}".format(*trained.body_hu[1])
     return f"{text}; {trained.cases} scans were looked at"
@@ -168,4 +173,10 @@ def decode_training_scans(text: str | None, where: str) -> TrainingScans | None:
     if text is None:
         return None
     problem = f"{where}: its description of the training scans is damaged; export it again"
-    return from_json(TrainingScans, text, problem, error=ModelError)
+    trained = from_json(TrainingScans, text, problem, error=ModelError)
+    sizes = [one for one in (trained.slice_spacing_mm, trained.pixel_mm, trained.body_cm2) if one is not None]
+    if not all(0 <= low <= high < math.inf for low, high in sizes) or not all(
+        -math.inf < low <= high < math.inf for low, high in trained.body_hu or ()
+    ):
+        raise ModelError(f"{problem}: a range must rise from its least to its greatest number.")
+    return trained

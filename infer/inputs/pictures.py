@@ -18,7 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from slicemill.common.errors import ScanError
 from slicemill.common.files import open_stream
@@ -49,6 +49,11 @@ UPRIGHT, LAST_ORIENTATION = 1, 8
 EXCHANGED = 5
 """First of the orientations that exchange rows and columns."""
 BLOCK_PIXELS = 1 << 17
+DAMAGE = (
+    SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, EOFError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for damaged files, beside an OSError without a number."""
 
 
 def is_picture(name: str) -> bool:
@@ -284,5 +289,9 @@ def name_damage(path: Path) -> Iterator[None]:
         yield
     except ScanError:
         raise
-    except (UnidentifiedImageError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
+        raise ScanError(f"cannot be read as a picture ({error}).", where=path) from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's, which another run may read
+            raise
         raise ScanError(f"cannot be read as a picture ({error}).", where=path) from error

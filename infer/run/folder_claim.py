@@ -13,7 +13,10 @@ from pathlib import Path
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import to_json
 from slicemill.common.locks import CLAIMS, try_claim, wait_for_claim
+from slicemill.infer.candidates.records import is_candidate_table
+from slicemill.infer.run.ledger import UNFINISHED
 from slicemill.infer.run.options import InferOptions
+from slicemill.infer.run.summary import is_summary
 
 PREFIX = "run."
 GATE = "gate"
@@ -31,15 +34,24 @@ def claim_folder(out: Path, model_sha256: str, options: InferOptions) -> Iterato
     key = hashlib.sha256(to_json([model_sha256, options.as_json()]).encode()).hexdigest()[:16]
     with ExitStack() as stack:
         with wait_for_claim(out, GATE):
-            for path in (out / CLAIMS).glob(f"{PREFIX}*"):
-                _check_claim(out, path.name, key)
+            claims = [path.name for path in (out / CLAIMS).glob(f"{PREFIX}*")]
+            held = [_is_held(out, name, key) for name in claims]  # all are checked
+            if not any(held):
+                _remove_unfinished_tables(out)
             name = f"{PREFIX}{key}.{uuid.uuid4().hex}"
             stack.enter_context(try_claim(out, name))
             stack.callback((out / CLAIMS / name).unlink, missing_ok=True)  # no other run ever takes this name
         yield
 
 
-def _check_claim(out: Path, name: str, key: str) -> None:
+def _is_held(out: Path, name: str, key: str) -> bool:
+    """Return whether a run holds a claim; remove that of a run that was killed.
+
+    Raises
+    ------
+    ConfigError
+        A run with another model or other options holds it.
+    """
     with try_claim(out, name) as claim:
         if claim is not None:  # its run was killed
             (out / CLAIMS / name).unlink(missing_ok=True)
@@ -49,3 +61,12 @@ def _check_claim(out: Path, name: str, key: str) -> None:
                 "until it ends, or choose another --out.",
                 where=out,
             )
+        return claim is None
+
+
+def _remove_unfinished_tables(out: Path) -> None:
+    """Remove the tables of all scans that a killed run has begun to write; no other run may work in the folder."""
+    for path in out.glob(".*.part*"):
+        match = UNFINISHED.fullmatch(path.name)
+        if match is not None and (is_summary(match[1]) or is_candidate_table(match[1])):
+            path.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Ledger of an output folder: one JSON line for each scan that has begun or ended; lines are never rewritten.
 
-A mask is done when its scan's last line has the status "done", the same model, the same options and an unchanged input.
+A mask is done when its scan's last line has the status "done", the same model, the same options and an unchanged input,
+and it exists, with its candidates if they are requested.
 A line "begun" marks the outputs as made by `infer`: after a kill, the next run may replace them.
 """
 
@@ -19,6 +20,8 @@ from slicemill.common.errors import InputError
 from slicemill.common.files import open_stream, parse_lines, sha256_of_file
 from slicemill.common.ledger import LEDGER, Ledger
 from slicemill.common.locks import try_claim
+from slicemill.infer.candidates.records import ENDING as CANDIDATES
+from slicemill.infer.candidates.records import is_candidate_table
 from slicemill.infer.inputs.gather import MASK_SUFFIXES
 from slicemill.infer.inputs.jobs import Job, Stamp
 from slicemill.infer.network.model import Model
@@ -104,6 +107,7 @@ class RunLedger:
         self._sources: dict[str, str] = {}
         """Hash of the location of the scan that each mask was made from, by its name."""
         self._read_bytes = 0
+        self._are_tables_removed = False
         self._read_new_lines()
 
     def _read_new_lines(self) -> list[str]:
@@ -148,14 +152,14 @@ class RunLedger:
 
     def find_outcome(self, job: Job) -> ScanOutcome | None:
         """Return the outcome of a job with nothing left to do, or None."""
-        line, exists = self._lines.get(job.name), (self.out / job.name).exists()
+        line = self._lines.get(job.name)
         if (reason := self._find_conflict(job)) is not None:
             return ScanOutcome(name=job.name, status="failed", reason=reason)
         if self.options.overwrite:
             return None
         if line is None or not self._is_current(line, job):
             return None
-        if exists and line.status == "done":
+        if line.status == "done" and self._is_complete(job):
             reason = "done before with this model"
             return ScanOutcome(
                 name=job.name, status="skipped", reason=reason, answer=line.answer, warnings=line.warnings
@@ -170,12 +174,17 @@ class RunLedger:
 
         A mask that was changed since it was written does not count.
         """
-        line, path = self._lines.get(job.name), self.out / job.name
+        line = self._lines.get(job.name)
         if line is None or line.status != "done" or not line.mask_sha256 or self.options.overwrite:
             return None
-        if not self._is_current(line, job, dicom=False) or not path.exists():
+        if not self._is_current(line, job, dicom=False) or not self._is_complete(job):
             return None
-        return line if sha256_of_file(path) == line.mask_sha256 else None
+        return line if sha256_of_file(self.out / job.name) == line.mask_sha256 else None
+
+    def _is_complete(self, job: Job) -> bool:
+        """Return whether a job's mask exists, and its candidates, without which the tables would lack the scan."""
+        names = [job.name, *([job.stem + CANDIDATES] if CANDIDATES in self._extras else [])]
+        return all((self.out / name).exists() for name in names)
 
     def _find_conflict(self, job: Job) -> str | None:
         """Return why a job must not write its files, or None: they, or some of their names, are those of another scan.
@@ -255,10 +264,21 @@ class RunLedger:
             self._read_new_lines()
             twins = [replace(job, name=name) for name in self._twins(job) if name in self._written]
             extras = {one.name: sorted(self._written.get(one.name, ())) for one in (*twins, job)}
+        if CANDIDATES not in self._extras and any(CANDIDATES in names for names in extras.values()):
+            self._remove_tables()
         for one in (*twins, job):
             for name in output_names(one, extras[one.name]):
                 if name == one.name or name not in self._lines:  # a mask of another scan is kept
                     (self.out / name).unlink(missing_ok=True)
+
+    def _remove_tables(self) -> None:
+        """Remove the tables and pages of candidates of earlier runs, once: a scan of theirs is about to have none."""
+        with self._lock:
+            is_removed, self._are_tables_removed = self._are_tables_removed, True
+        if not is_removed:
+            for path in self.out.glob("candidates*"):
+                if is_candidate_table(path.name):
+                    path.unlink(missing_ok=True)
 
     def append(
         self,

@@ -196,8 +196,8 @@ def read_store_findings(root: Location, chosen: Path | None, group: str | None) 
     bare = [case.case_id for case in cases if case.points is None]
     if bare:
         raise InputError(f"case {bare[0]} has no points; ingest it with --points, or pass --scans.", where=root)
+    ratings = has_ratings(one.malignancy for case in store.values() for one in case.points or ())
     everywhere = {case.case_id: [one for one in case.points or () if one.kind == "nodule"] for case in store.values()}
-    ratings = has_ratings(one.malignancy for points in everywhere.values() for one in points)
     nodules = {case_id: everywhere.pop(case_id) for case_id in ids}
     known = {name for points in nodules.values() for point in points for name in (*point.further, *point.words)}
     if group is not None and group not in known:

@@ -181,7 +181,7 @@ def _make_ring(share: float) -> npt.NDArray[np.bool_]:
 def describe_threshold(marks: Marks, scans: int) -> str:
     """Return what the pictures are drawn at."""
     above = "Every candidate counts" if not np.isfinite(marks.threshold) else (
-        f"Candidates with a probability of at least {marks.threshold:.4f} count"
+        f"Candidates with a probability above {marks.threshold:.4f} count"
     )  # fmt: skip
     return (
         f"{above}: {marks.false_per_scan:.2f} false marks a scan in {count_noun(scans, 'scan')}. "

@@ -92,11 +92,12 @@ def score_malignancy(results: Path, findings: Findings, threshold: float | None)
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--malignancy-threshold {threshold:g}: must be from 0 to 1.")
-    scores = read_scores(results, findings)
-    known = [value for values in findings.malignancy.values() for value in values if value is not None]
-    if scores is None or not known or findings.patients is None:
+    is_known = any(value is not None for values in findings.malignancy.values() for value in values)
+    # what nothing is compared with is not read: others may use the column for something else
+    scores = read_scores(results, findings) if is_known and findings.patients is not None else None
+    if scores is None or findings.patients is None:
         if threshold is not None:
-            lacking = f"{results} has no malignancy" if scores is None else "the findings have no malignancy in a store"
+            lacking = f"{results} has no malignancy" if is_known else "the findings have no malignancy in a store"
             raise UsageError(f"--malignancy-threshold: {lacking}. Remove it.")
         return None
     limit = THRESHOLD if threshold is None else threshold

@@ -42,6 +42,7 @@ class Marks:
     """All marks of the scans."""
 
     threshold: float
+    """Next float above the probability from which on there would be too many false marks; -inf if all count."""
     false_per_scan: float
     by_kind: Mapping[MarkKind, tuple[Mark, ...]]
 

@@ -140,8 +140,20 @@ def _describe_png_mask(path: Path, root: Path, around: Sequence[ScanSeries]) -> 
     return DicomMask(path=path, relative=f"{named.relative_to(root).as_posix()}{SUFFIX}", references=NO_REFERENCES)
 
 
+def spell_out(path: Path) -> Path:
+    """Return a path that ends with a name, which results are called by: ``.`` and ``..`` are none.
+
+    >>> spell_out(Path("masks/Ground")), spell_out(Path(".")).name == Path.cwd().name
+    (PosixPath('masks/Ground'), True)
+    """
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def list_one(path: Path) -> DicomListing:
-    """Return a SEG, an RTSTRUCT or a folder of PNG slices, and for the latter the series beside it."""
+    """Return a SEG, an RTSTRUCT or a folder of PNG slices, and for the latter the series beside it.
+
+    The path ends with a name (`spell_out`).
+    """
     if not is_png_folder(path):
         return DicomListing(masks=(describe_object(path, path.parent),), scans=())
     found = list_dicom(path.parent, ())

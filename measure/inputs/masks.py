@@ -92,7 +92,7 @@ class _ReferenceMask:
 def _find_scan(pair: Pair) -> ScanGrid | None:
     """Return the grid on which a SEG, an RTSTRUCT or PNG slices of a pair are drawn: its scan's, else the other mask's.
 
-    PNG slices are drawn on that of their series only.
+    PNG slices are drawn on that of their series only (`_read_reference` for those of the reference).
     """
     reference = pair.reference.mask
     if isinstance(reference, StoredMask):
@@ -124,12 +124,17 @@ def _warn(reader: ScanReader, path: Path) -> list[str]:
 
 
 def _read_reference(pair: Pair, grid: Grid, scan: ScanGrid | None, labels: Labels | None) -> _ReferenceMask:
-    """Read the reference, which must have the voxels of the prediction's `grid`."""
+    """Read the reference, which must have the voxels of the prediction's `grid`.
+
+    PNG slices are drawn on their own series: the prediction may refer to a copy whose files have other names.
+    """
     mask = pair.reference.mask
     where = f"its reference {pair.reference.case_id}"
     if isinstance(mask, StoredMask):
         truth, own_grid = _read_stored_mask(mask)
         return _ReferenceMask(label=truth, grid=own_grid, turned=require_same_grid(grid, own_grid, pair.where, where))
+    if mask.image is not None and is_png_folder(mask.path):
+        scan = read_scan_grid(mask.image)
     with open_mask_file(mask.path, scan, labels) as reader:
         turned = require_same_grid(grid, reader.grid, pair.where, where)
         truth = reader.read()

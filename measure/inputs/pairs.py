@@ -15,6 +15,7 @@ from slicemill.measure.inputs.dicom_masks import (
     is_known_mask,
     list_dicom,
     list_one,
+    spell_out,
 )
 from slicemill.measure.inputs.infer_output import find_masks
 from slicemill.measure.inputs.names import Index, add_to_index, find_doubles, find_match, match_keys
@@ -183,6 +184,7 @@ def _list_predictions(predictions: Path, damaged: dict[str, str]) -> list[_Predi
             for case_id, mask in ids_and_masks
         ]
     if needs_scan(predictions):
+        predictions = spell_out(predictions)
         one = list_one(predictions)
         return [_describe_prediction(one.masks[0], predictions.parent, one.scans)]
     if predictions.is_file():
@@ -234,6 +236,7 @@ def _index_references(references: Path, damaged: dict[str, str]) -> Index[Refere
 
 def _index_reference_files(references: Path) -> Index[Reference]:
     is_one = needs_scan(references)
+    references = spell_out(references) if is_one else references
     is_folder = references.is_dir() and not is_one
     root = references if is_folder else references.parent
     files = find_files(references) if is_folder else [] if is_one else [references]

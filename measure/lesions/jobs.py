@@ -26,6 +26,7 @@ from slicemill.measure.inputs.dicom_masks import (
     list_dicom,
     list_one,
     list_scans,
+    spell_out,
     strip_name,
 )
 from slicemill.measure.inputs.infer_output import PROBABILITY, find_masks, read_report
@@ -116,6 +117,7 @@ def gather_jobs(masks: Path, images: Path | None, labels: Labels | None) -> list
         case_ids = [case_id for case_id in store.case_ids if _may_have_mask(store, case_id)]
         jobs = [MeasureJob(name=case_id, mask=masks, case_id=case_id, labels=labels) for case_id in case_ids]
     elif masks.is_file() or is_png_folder(masks):
+        masks = spell_out(masks)
         jobs = [file_job(masks, _choose_scan(masks, images), labels)]
     elif masks.is_dir():
         jobs = list(_folder_jobs(masks, images, labels))
@@ -156,12 +158,15 @@ def file_job(mask: Path, image: Path | None, labels: Labels | None) -> MeasureJo
 def _choose_scan(mask: Path, images: Path | None) -> Path | None:
     """Return the scan of a mask file: what was passed, or the series below it that a SEG refers to.
 
-    PNG slices have the series beside them if nothing was passed.
+    PNG slices have the series beside them: a copy of it may have files of other names, which are the slices' places.
     """
-    if images is None and is_png_folder(mask):
+    if is_png_folder(mask):
         found = list_one(mask)
         beside = found.masks[0].find_scan(found.scans)
-        return None if beside is None else beside.path
+        if beside is not None:
+            if images is not None and not beside.path.resolve().is_relative_to(images.resolve()):
+                raise PairingError(f"has its series beside it, {beside.path}; leave out --image {images}.", where=mask)
+            return beside.path
     if images is None or not images.is_dir() or len(series := read_folder(images).series) == 1:
         return images
     if is_mask_object(mask):

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from slicemill.cli import commands
+from slicemill.common.locks import try_claim
 from slicemill.ct.page_slices import MEBIBYTE, to_grays
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.candidates.page import write_candidate_page
@@ -172,7 +173,7 @@ def run(tmp_path):
         assert code == 0, text
         return sorted(path.relative_to(out).as_posix() for path in out.rglob("*.html"))
 
-    run.out, run.judge = out, judge
+    run.out, run.judge, run.model, run.scans = out, judge, model, tmp_path / "scans"
     return run
 
 
@@ -191,7 +192,41 @@ def test_a_run_writes_a_page_for_each_scan_and_one_of_all(run):
     assert "2 of the scans have no page" in text
     assert "href=" not in text
     assert run("--candidates") == pages
-    assert run() == ["candidates.html"], "pages go with the candidates"
+    assert run() == [], "pages go with the candidates, and so does that of all scans, whose links would be dead"
+    assert not list(run.out.glob("*candidates*"))
+
+
+def test_a_scan_whose_candidates_are_gone_is_segmented_again(run):
+    """Skipped, it would be missing from the table, and `froc` would take that for a scan in which nothing was found."""
+    run("--candidates")
+    table = (run.out / "candidates.csv").read_text()
+    assert "a#1" in table
+    (run.out / "p 1" / "a#1.candidates.json").unlink()
+    run("--candidates")
+    assert (run.out / "candidates.csv").read_text() == table
+    outcomes = json.loads((run.out / "summary.json").read_text())["outcomes"]
+    assert {one["name"]: one["status"] for one in outcomes} == {"p 1/a#1.nii.gz": "done", "p 1/b.nii.gz": "skipped"}
+
+
+def test_a_run_removes_what_a_killed_one_left_of_its_tables(run):
+    run("--candidates")
+    ours = [run.out / f".{name}.0123abcd.part" for name in ("candidates.html", "candidates-0-of-2.csv", "summary.json")]
+    others = [run.out / ".notes.json.0123abcd.part", run.out / "p 1" / ".candidates.html.0123abcd.part"]
+    for path in (*ours, *others):
+        path.touch()
+    with try_claim(run.out, "run.of-another-one"):  # which may be about to write them
+        code, text = infer_command(run.model, run.scans, "--out", run.out, "--candidates")
+        assert code, text
+    assert all(path.exists() for path in (*ours, *others))
+    run("--candidates")
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in others)
+
+
+def test_the_page_says_what_the_probability_is(run):
+    run("--candidates")
+    text = " ".join((run.out / "p 1" / "a#1.candidates.html").read_text().split())
+    assert "No classifier judged them: the probability is the mean of the segmentation's own" in text
 
 
 def test_a_size_without_candidates_is_refused(tmp_path):

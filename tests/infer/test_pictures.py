@@ -1,5 +1,7 @@
 """A picture is read as a browser shows it, by the same rules in `infer` and in `serve`, or refused with the way out."""
 
+import errno
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -116,3 +118,30 @@ def test_what_hides_a_part_of_a_picture_is_refused(tmp_path):
 def test_a_file_of_another_format_is_refused_whatever_its_name(tmp_path):
     Image.fromarray(draw()).save(tmp_path / "a.tif")
     refuse((tmp_path / "a.tif").rename(tmp_path / "a.png"), "cannot be read as a picture")
+
+
+def test_a_damaged_picture_is_refused_for_good_whatever_pillow_raises(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(draw()).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    refuse(path, "cannot be read as a picture .image file is truncated")
+
+    for raised in (AttributeError("'IFDRational' object has no attribute 'encode'"), TypeError("bad operand")):
+
+        def fail(*_, raised=raised):
+            raise raised
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "load", fail)
+            refuse(path, "cannot be read as a picture")
+
+
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    Image.fromarray(draw()).save(tmp_path / "a.png")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with open_picture(tmp_path / "a.png", WINDOW) as picture, pytest.raises(OSError, match="Input/output error"):
+        picture.decode()

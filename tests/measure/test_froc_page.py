@@ -15,7 +15,7 @@ from slicemill.ct.pictures import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.request import IngestRequest
 from slicemill.measure.evaluation.findings import Findings
-from slicemill.measure.evaluation.froc_page import VIEW_PX, draw_mark
+from slicemill.measure.evaluation.froc_page import VIEW_PX, describe_threshold, draw_mark
 from slicemill.measure.evaluation.luna16 import find_hits
 from slicemill.measure.evaluation.marks import Mark, choose_marks, divide_marks
 from slicemill.store.writer import prepare_store
@@ -65,6 +65,14 @@ def test_without_too_many_false_marks_every_candidate_counts():
     assert marks.by_kind["found"][0].diameter_mm is None
     assert [one.probability for one in marks.by_kind["missed"]] == [None]
     assert [one.xyz_mm for one in marks.by_kind["false"]] == [(20.0, 0.0, 0.0)]
+
+
+def test_the_page_says_that_marks_at_the_probability_itself_do_not_count():
+    """Three equal false marks in one scan are two too many: none of them counts."""
+    marks = divide_marks({"s": rows((20, 0, 0, 0.5), (30, 0, 0, 0.5), (40, 0, 0, 0.5))},
+                         Findings(scans=("s",), included={"s": rows((0, 0, 0, 8))}, excluded={}))  # fmt: skip
+    assert marks.by_kind["false"] == ()
+    assert describe_threshold(marks, 1).startswith("Candidates with a probability above 0.5000 count: 0.00 false marks")
 
 
 def test_at_most_so_many_are_chosen():

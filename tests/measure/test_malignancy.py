@@ -12,9 +12,11 @@ from slicemill.cli import commands
 from slicemill.common.errors import InputError, UsageError
 from slicemill.ingest.convert import convert_case
 from slicemill.ingest.request import IngestRequest
-from slicemill.measure.evaluation.findings import Findings
+from slicemill.measure.evaluation.findings import FindingFiles, Findings, read_findings
 from slicemill.measure.evaluation.malignancy import describe_malignancy, find_reference, score_malignancy
+from slicemill.store.reader import open_store
 from slicemill.store.writer import prepare_store
+from slicemill.train.crops.samples import are_rated
 from tests.ingest.luna import CENTERS, HEADER, UID, make_collection, place, write_table
 
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "probability", "malignancy")
@@ -125,6 +127,39 @@ def test_without_malignancy_there_is_no_answer_and_a_threshold_is_refused(tmp_pa
         score_malignancy(table, unknown, 0.5)
     with pytest.raises(UsageError, match="must be from 0 to 1"):
         score_malignancy(table, findings, 1.5)
+
+
+def test_scores_that_nothing_is_compared_with_may_have_any_values(tmp_path):
+    """LUNA16's tables have any scores, and a column malignancy may be anyone's."""
+    table = write_candidates(tmp_path, ("s1", 7.5, 0.5), ("s2", -1, ""), ("s3", 0.1, 4))
+    assert score_malignancy(table, make_findings({"s1": (None,)}, PATIENTS), None) is None
+    write_table(tmp_path / "findings.csv", HEADER, [("s1", 0, 0, 0, 9)])
+    (tmp_path / "scans").write_text("s1\ns2\n")
+    done = CliRunner().invoke(
+        commands(), ["froc", str(table), str(tmp_path / "findings.csv"), "--scans", str(tmp_path / "scans")]
+    )
+    assert done.exit_code == 0, done.output
+
+
+def test_ratings_of_excluded_findings_tell_what_the_values_are(tmp_path):
+    """Nodules that are all rated 1 are benign: 1 of 5, and no probability. Training takes them so, too."""
+    make_collection(tmp_path / "luna")
+    rows = [(UID.format(n), *place(center), size, 1) for n, (center, size) in CENTERS.items()]
+    columns = (*HEADER, "malignancy")
+    points = write_table(tmp_path / "luna" / "annotations.csv", columns, rows)
+    first, ((z, y, x), _) = next(iter(CENTERS.items()))
+    row = (UID.format(first), *place((z, y, x + 4)), 4, 3)
+    excluded = write_table(tmp_path / "luna" / "annotations_excluded.csv", columns, [row])
+    one = IngestRequest(source=tmp_path / "luna", points=points, excluded=excluded)
+    collection, store = one.collection(), prepare_store(tmp_path / "store")
+    for case in collection.cases:
+        convert_case(case, one.params(collection), store)
+    findings = read_findings(FindingFiles(annotations=tmp_path / "store"))
+    opened = open_store(tmp_path / "store")
+    kinds = {(point.kind, point.malignancy) for case in opened.values() for point in case.points}
+    assert kinds == {("nodule", 1.0), ("excluded", 3.0)}
+    assert findings.ratings
+    assert findings.ratings == are_rated(opened.values())
 
 
 def test_froc_writes_the_answers_of_a_stores_patients(tmp_path):

@@ -1,14 +1,17 @@
 """Folders of PNG slices beside DICOM series, as CHAOS ships them, as masks of `measure` and `evaluate`."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from slicemill.common.errors import PairingError
 from slicemill.common.files import read_json
 from slicemill.ct.formats.dicom.lookup import open_series
 from slicemill.ct.formats.nifti.make import make_header
 from slicemill.ct.formats.nifti.write import write_volume
+from slicemill.ct.labels import LITS_LABELS
 from slicemill.measure.inputs.pairs import pair_up
 from slicemill.measure.lesions.jobs import gather_jobs
 from tests.infer.commands import run_command
@@ -98,3 +101,43 @@ def test_pictures_beside_other_masks_or_scans_are_no_masks(chaos):
     shutil.copytree(chaos / "CT" / "1" / "DICOM_anon", chaos / "series" / "p1")
     shutil.copytree(pictures, chaos / "series" / "pictures")
     assert [job.mask.name for job in gather_jobs(chaos / "series", None, None)] == ["p1"]
+
+
+@pytest.mark.parametrize(("inside", "path"), [(".", "."), ("deeper", "..")])
+def test_a_folder_of_slices_may_be_the_one_that_the_user_is_in(inside, path, chaos, monkeypatch):
+    """``.`` and ``..`` name no case; the folder does."""
+    ground = chaos / "CT" / "1" / "Ground"
+    if inside != ".":
+        (ground / ".deeper").mkdir()  # hidden: the folder has PNG files only
+        inside = ".deeper"
+    monkeypatch.chdir(ground / inside)
+    (job,) = gather_jobs(Path(path), None, LITS_LABELS)
+    assert (job.name, job.image) == ("Ground", chaos / "CT" / "1" / "DICOM_anon")
+    result = run_command("measure", path, "--out", chaos / "out", *LABELS)
+    assert result.exit_code == 0, result.output
+    assert read_json(chaos / "out" / "Ground.json")["source"]["mask"]["name"] == "Ground"
+    for predictions, references in ((path, chaos / "CT" / "1"), (chaos / "CT" / "1", path)):
+        (pair,) = pair_up(Path(predictions), Path(references)).pairs
+        assert pair.reference.case_id.endswith("DICOM_anon")
+
+
+def test_slices_of_both_sides_are_drawn_each_on_the_series_beside_them(tmp_path):
+    """Two readers have the same masks and scans, but the files are named from other ends: every number is another."""
+    for reader, order in (("a", "up"), ("b", "down")):
+        write_chaos(tmp_path / reader / "1", make_mask(0), order=ORDERS[order])
+    for folders in (("a", "b"), ("b", "a"), ("a/1/Ground", "b/1/Ground")):
+        result = run_command("evaluate", *(tmp_path / name for name in folders), "--out", tmp_path / "scores", *LABELS)
+        assert result.exit_code == 0, result.output
+        (row,) = read_json(tmp_path / "scores" / "evaluation.json")["by_case"]
+        assert row["dice_liver"] == 1
+
+
+def test_a_copy_of_the_series_beside_the_slices_is_refused_as_their_scan(tmp_path):
+    write_chaos(tmp_path / "a" / "1", make_mask(0), order=ORDERS["up"])
+    write_chaos(tmp_path / "b" / "1", make_mask(0), order=ORDERS["down"])
+    mask = tmp_path / "a" / "1" / "Ground"
+    for image in ("a", "a/1", "a/1/DICOM_anon"):
+        (job,) = gather_jobs(mask, tmp_path / image, LITS_LABELS)
+        assert job.image == tmp_path / "a" / "1" / "DICOM_anon"
+    with pytest.raises(PairingError, match="has its series beside it, .*; leave out --image"):
+        gather_jobs(mask, tmp_path / "b" / "1" / "DICOM_anon", LITS_LABELS)

@@ -1,11 +1,13 @@
 """A scan is compared with the ranges of the training scans, with stated margins."""
 
+import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from slicemill.common.documents import to_document
 from slicemill.common.errors import ModelError
 from slicemill.store.training_scans import (
     AREA_MARGIN,
@@ -16,6 +18,7 @@ from slicemill.store.training_scans import (
     describe_scan,
     find_differences,
     join_traits,
+    summarize_scans,
 )
 
 ONE = ScanTraits(slice_spacing_mm=2.0, pixel_mm=0.8, body_cm2=400.0, body_hu=(-100.0, 20.0, 80.0))
@@ -97,7 +100,13 @@ def test_air_has_no_body_and_is_not_compared():
 
 def test_a_damaged_description_names_the_file():
     assert decode_training_scans(None, "a.onnx") is None
-    for text in ("{}", "[]", '{"cases": 1, "pixel_mm": [1]}'):
+    whole = '{"cases": 1, "slice_spacing_mm": [1, 2], "pixel_mm": [1, 2], "body_cm2": null, "body_hu": null}'
+    assert decode_training_scans(whole, "a.onnx").pixel_mm == (1, 2)
+    damaged = [
+        whole.replace('"pixel_mm": [1, 2]', f'"pixel_mm": {text}') for text in ("[2, 1]", "[-1, 1]", "[1, 1e999]")
+    ]
+    damaged.append(whole.replace('"body_hu": null', '"body_hu": [[1, 2], [1, 2], [3, 2]]'))
+    for text in ("{}", "[]", '{"cases": 1, "pixel_mm": [1]}', *damaged):
         with pytest.raises(ModelError, match=r"a\.onnx: its description of the training scans is damaged; export"):
             decode_training_scans(text, "a.onnx")
 
@@ -105,3 +114,17 @@ def test_a_damaged_description_names_the_file():
 def test_a_sample_of_a_millimeter_is_within_its_own_range():
     tiny = ScanTraits(slice_spacing_mm=0.0002, pixel_mm=0.00031, body_cm2=0.4, body_hu=(0.0, 100.0, 200.0))
     assert find_differences(join_traits([tiny]), tiny) == []
+
+
+def test_the_distance_of_a_single_slice_says_nothing(rng):
+    one = rng.integers(0, 90, (1, 8, 8)).astype(np.int16)
+    traits = describe_scan(one.__getitem__, 1, (10.0, 0.8, 0.8))
+    assert traits.slice_spacing_mm is None
+    assert find_differences(join_traits([ONE]), replace(traits, body_cm2=None, body_hu=None)) == []
+    trained = join_traits([traits, ONE])
+    assert trained.slice_spacing_mm == (2.0, 2.0)
+    alone = join_traits([traits])
+    assert alone.slice_spacing_mm is None
+    assert summarize_scans(alone).startswith("single slices, pixels 0.8 to 0.8 mm")
+    assert find_differences(alone, replace(ONE, body_cm2=None, body_hu=None)) == []
+    assert decode_training_scans(json.dumps(to_document(alone)), "a.onnx") == alone

@@ -115,7 +115,7 @@ def make_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], Non
     """
 
     def move(averages: Tensors, values: Tensors, steps: Tensor | int) -> None:
-        done = int(steps)  # a tensor of the CPU: nothing waits
+        done = int(steps)  # of the device, to which torch has just copied it, and waited
         kept = min(decay, (done + 1) / (done + 10))
         if averages[0].is_floating_point():
             torch._foreach_lerp_(averages, values, 1 - kept)
