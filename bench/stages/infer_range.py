@@ -14,6 +14,7 @@ Where OpenVINO is installed, the trunk is also labeled by it, in the number form
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -131,12 +132,11 @@ def measure_row(model: Model, engines: Mapping[str, Model], scans: RowScans, rou
     """Measure range, all slices, bare network, and the range by other engines; compare the masks of the last round."""
     labeled = scans.segment(model, RANGE, "organ")
     contenders: dict[str, Work] = {
-        RANGE: lambda: scans.segment(model, RANGE, "organ"),
-        ALL: lambda: scans.segment(model, ALL, "all"),
+        RANGE: partial(scans.segment, model, RANGE, "organ"),
+        ALL: partial(scans.segment, model, ALL, "all"),
         NETWORK: network_alone(model, scans.folder / "scans", labeled, lanes=count_cores()),
     }
-    for name, engine in engines.items():
-        contenders[name] = lambda name=name, engine=engine: scans.segment(engine, name, "organ")
+    contenders |= {name: partial(scans.segment, engine, name, "organ") for name, engine in engines.items()}
     times = time_on_both_clocks(contenders, rounds, log)
     expected = scans.masks(ALL)
     equal = np.array_equal(scans.masks(RANGE), expected)
