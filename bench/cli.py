@@ -207,13 +207,12 @@ def infer(
     json: Json = None,
 ) -> None:
     """Inference on the CPU from files to files, compared with the bare session, the usual script, torch, and scipy."""
+    from slicemill.bench.stages import infer_range
     from slicemill.bench.stages.infer_cpu import run
-    from slicemill.bench.stages.infer_range import QUICK_SIZE, SIZE
-    from slicemill.bench.stages.infer_range import run as run_range
 
     if only_range:
-        depth, count, size = slices or 500, rounds or 3, QUICK_SIZE if quick else SIZE
-        _run_in_folder(lambda folder: run_range(folder, slices=depth, rounds=count, size=size), json)
+        size = infer_range.QUICK_SIZE if quick else infer_range.SIZE
+        _run_in_folder(partial(infer_range.run, slices=slices or 500, rounds=rounds or 3, size=size), json)
         return
 
     def work(folder: Path, scale: "Scale") -> Record:

@@ -5,7 +5,7 @@ a record did not measure is named below its bars.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from slicemill.common.files import read_json
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RANGE_RECORD, NETWORK_RECORDS = "infer-range", ("openvino-avx512", "openvino")
+RANGE_RECORD, NETWORK_RECORDS = "infer-range", ("openvino-avx2", "openvino-avx512", "openvino")
 """Names of the records in bench/results."""
 FORMATS = {"f32": "float32", "bf16": "bfloat16"}
 
@@ -53,12 +53,12 @@ def ladder_of_range(document: Document) -> Ladder:
 def ladder_of_network(document: Document) -> Ladder:
     """Return the rungs of a record of `slicemill.bench.stages.infer_openvino`: the bare network, by two engines."""
     record = read_record(OpenvinoRecord, document)
+    clock, speedup = "CPU time", record.cpu_over_baseline
+    if speedup is None:
+        clock, speedup = "by the clock", record.over_baseline
     return Ladder(
-        title=f"network alone, {record.unit}, by the clock, {format_processor(record.machine)}",
-        speedups={
-            "onnxruntime, float32": 1.0,
-            f"OpenVINO, {FORMATS[record.precision]}": record.over_baseline,
-        },
+        title=f"network alone, {record.unit}, {clock}, {format_processor(record.machine)}",
+        speedups={"onnxruntime, float32": 1.0, f"OpenVINO, {FORMATS[record.precision]}": speedup},
     )
 
 
@@ -86,11 +86,20 @@ def _draw_rungs(panel: "Axes", ladder: Ladder) -> None:
         panel.spines[side].set_visible(False)
 
 
+def read_ladders(results: Path) -> list[Ladder]:
+    """Return a ladder for each record that the folder has. The last one names the records that are missing."""
+    makers = {RANGE_RECORD: ladder_of_range, **dict.fromkeys(NETWORK_RECORDS, ladder_of_network)}
+    paths = {name: results / f"{name}.json" for name in makers}
+    ladders = [make(read_json(paths[name])) for name, make in makers.items() if paths[name].exists()]
+    missing = {f"{name}.json": "no such record" for name, path in paths.items() if not path.exists()}
+    last = ladders[-1]
+    return [*ladders[:-1], replace(last, left_out={**last.left_out, **missing})]
+
+
 def main() -> None:
     """Draw the committed records."""
     results = Path(__file__).resolve().parents[1] / "results"
-    networks = [ladder_of_network(read_json(results / f"{name}.json")) for name in NETWORK_RECORDS]
-    draw_ladder(results / "ladder.png", [ladder_of_range(read_json(results / f"{RANGE_RECORD}.json")), *networks])
+    draw_ladder(results / "ladder.png", read_ladders(results))
 
 
 if __name__ == "__main__":

@@ -240,6 +240,9 @@ class OpenvinoRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="openvino")
     precision: str
     results: Mapping[str, Rate]
     over_baseline: float = field(name="over onnxruntime fp32")
+    """By the clock."""
+    cpu_over_baseline: float | None = field(name="over onnxruntime fp32, CPU time", default=None)
+    """None in early records."""
     labels_differing: float
     """Share of the labels."""
     dice_loss: Mapping[str, float]
