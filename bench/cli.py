@@ -202,17 +202,17 @@ def infer(
     rounds: Rounds = 0,
     quick: Quick = False,
     only_range: Annotated[
-        bool, typer.Option("--range", help="Only the organ's range compared with all slices, of two kinds of scans.")
+        bool, typer.Option("--range", help="Only the organ's range compared with all slices; --quick: small slices.")
     ] = False,
     json: Json = None,
 ) -> None:
     """Inference on the CPU from files to files, compared with the bare session, the usual script, torch, and scipy."""
+    from slicemill.bench.stages import infer_range
     from slicemill.bench.stages.infer_cpu import run
-    from slicemill.bench.stages.infer_range import run as run_range
 
     if only_range:
-        depth, count = slices or (120 if quick else 500), rounds or (1 if quick else 5)
-        _run_in_folder(lambda folder: run_range(folder, slices=depth, rounds=count), json)
+        size = infer_range.QUICK_SIZE if quick else infer_range.SIZE
+        _run_in_folder(partial(infer_range.run, slices=slices or 500, rounds=rounds or 3, size=size), json)
         return
 
     def work(folder: Path, scale: "Scale") -> Record:

@@ -42,7 +42,9 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(help="Scans (NIfTI, MetaImage, NRRD), folders, quoted patterns, slice stores; paths or URLs."),
 ]
-ProviderName = Annotated[Provider, _common("Where the network runs; auto: CUDA if it starts, else CPU.")]
+ProviderName = Annotated[
+    Provider, _common("Where the network runs; auto: CUDA if it starts, OpenVINO for bfloat16, else CPU.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)

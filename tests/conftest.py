@@ -39,6 +39,14 @@ def quiet_libraries():
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_bfloat16():
+    """`--provider auto` computes in float32 in all tests: OpenVINO keeps threads and memory, and its labels differ."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("slicemill.infer.network.bfloat16.processor_flags", frozenset)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, request):
     """Make something in a folder once, and give its path to every process of the run.

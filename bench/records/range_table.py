@@ -1,21 +1,27 @@
 """The table of `bench infer --range`."""
 
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_text
-from slicemill.bench.schema.networks import RangeRecord
+from slicemill.bench.schema.networks import RangeRecord, RangeRow
 
 
 def range_table(record: RangeRecord) -> str:
-    """Format the gain of the organ's range over all slices."""
+    """Format the gain of the organ's range over all slices, and that of other engines."""
     header = ["scans", "slices with liver", "slices labeled", "over all slices", "of the bare network on those slices"]
-    rows = [
-        (
-            name,
-            f"{row.liver_share:.2f}",
-            f"{row.labeled / row.slices:.2f}",
-            format_ratio(row.over_all.cpu),
-            format_ratio(row.of_network.cpu),
-        )
-        for name, row in record.rows.items()
+    rows = [cells for name, row in record.rows.items() for cells in _rows(name, row)]
+    missing = "".join(f" {name}: not run ({reason})." for name, reason in record.not_run.items())
+    note = (
+        "The masks of all slices and of the range are equal, voxel by voxel. "
+        f"Ratios of CPU time, medians of {record.rounds} rounds, files to files, {record.unit}, "
+        f"on {format_processor(record.machine)}, at a load of {record.load:.1f} before the start.{missing}"
+    )
+    return table_text(header, rows, note)
+
+
+def _rows(name: str, row: RangeRow) -> list[tuple[str, ...]]:
+    labeled = f"{row.labeled / row.slices:.2f}"
+    own = (name, f"{row.liver_share:.2f}", labeled, format_ratio(row.over_all.cpu), format_ratio(row.of_network.cpu))
+    others = [
+        (f"{name}, {engine}", f"{row.liver_share:.2f}", labeled, format_ratio(gain.over_all.cpu), "-")
+        for engine, gain in row.engines.items()
     ]
-    note = f"Masks are equal, voxel by voxel. Ratios of CPU time, medians of {record.rounds} rounds, files to files, "
-    return table_text(header, rows, f"{note}{record.unit}, on {format_processor(record.machine)}.")
+    return [own, *others]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slicemill.bench.records.dicom import dicom_table
+from slicemill.bench.records.infer_table import infer_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
 from slicemill.bench.records.nodule_rules import nodule_rules_table
 from slicemill.bench.records.viewer_table import viewer_table
@@ -33,7 +34,6 @@ from slicemill.bench.schema.networks import (
     PeersInferenceRecord,
     PeersRecord,
     TrainRecord,
-    WholeRun,
 )
 
 
@@ -142,52 +142,6 @@ def _reading_table(record: ReadingRecord, header: list[str], own: str, note: str
     ratios = ", ".join(f"{value:.2f} {name}" for name, value in record.ratios.items())
     note = f"{own}: {ratios} (medians of ratios in one round). {note} Warm page cache, {_on(record)}."
     return table_text(header, rows, note)
-
-
-def infer_table(record: InferRecord) -> str:
-    """Format the ratios of inference on the CPU."""
-    results = record.results
-    host, engines, many = results.host, results.engines, results.many
-    rows = [row for name, network in results.whole.items() for row in _network_rows(name, network)]
-    rows += [
-        ("usual script over ours, everything around the network", "-", format_ratio(host.times_less)),
-        _clock_row("torch eager over onnxruntime", engines.over_torch),
-        _clock_row("torch eager, channels last, over onnxruntime", engines.over_torch_channels_last),
-        _clock_row("scipy over ours, largest organ and small lesions", results.components.over_scipy),
-        _clock_row("64 small scans: a session scan by scan over one folder", many.over_session),
-        _clock_row("64 small scans: a command each over one command", many.over_command),
-    ]
-    around = host.cpu_milliseconds_a_slice
-    note = (
-        f"Times, medians of ratios in one round. Around the network ours takes {around['ours']:.2f} ms of a core "
-        f"a slice, with report and picture; the script (get_fdata, window, argmax, scipy components, nib.save) "
-        f"{around['usual script']:.1f}. Its components and scipy's are "
-        f"{'equal' if results.components.equal else 'NOT EQUAL'}. "
-        f"{record.rounds} rounds, warm page cache, {_on(record)}."
-    )
-    return table_text(["inference on the CPU", "by the clock", "by CPU time"], rows, note)
-
-
-def _network_rows(name: str, network: WholeRun) -> list[tuple[str, ...]]:
-    milliseconds = 1000 / network.results["bare session"].per_second
-    work = f"{name} network, {milliseconds:.1f} ms a slice"
-    rows = [
-        _clock_row(
-            f"{work}: {'a batch on each core' if kind == 'bare lanes' else f'from files to files {kind}'}, "
-            "of its bare session",
-            ratios,
-        )
-        for kind, ratios in network.over_bare_session.items()
-    ]
-    rows += [
-        _clock_row(f"{work}: from files to files {kind}, of a batch on each core", ratios)
-        for kind, ratios in network.over_bare_lanes.items()
-    ]
-    return rows
-
-
-def _clock_row(name: str, ratios: ClockRatios) -> tuple[str, ...]:
-    return name, format_ratio(ratios.wall), format_ratio(ratios.cpu)
 
 
 def train_table(record: TrainRecord) -> str:

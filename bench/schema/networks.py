@@ -11,10 +11,32 @@ WholeStages = dict[str, Mapping[str, StageTime]]
 """Times of the pipeline's stages by contender."""
 
 
+class CaseCost(Struct, frozen=True, kw_only=True):
+    """What one scan costs a contender."""
+
+    seconds: float
+    """By the clock, the time of a round over its scans."""
+    cpu_seconds: float
+    peak_mib: int
+    """Peak memory of a process that does the work of a round."""
+
+
+class CaseCosts(Struct, frozen=True, kw_only=True):
+    """What one scan costs, by contender."""
+
+    cases: int
+    """Scans of a round."""
+    slices: int
+    """Slices of a round."""
+    contenders: Mapping[str, CaseCost]
+
+
 class WholeRun(Struct, frozen=True, kw_only=True):
     """Inference with one network, from files to files."""
 
     results: Mapping[str, ClockRate]
+    case_costs: CaseCosts | None = None
+    """None in early records."""
     over_bare_session: Mapping[str, ClockRatios] = field(name="of the bare session")
     """Rates over that of the bare session."""
     over_bare_lanes: Mapping[str, ClockRatios] = field(name="of the bare lanes", default_factory=dict)
@@ -173,6 +195,14 @@ class PeersInferenceRecord(PeersRecord, frozen=True, kw_only=True, tag="peers in
     """Peer -> label -> Dice with slicemill's masks."""
 
 
+class RangeEngine(Struct, frozen=True, kw_only=True):
+    """The organ's range by another engine than onnxruntime."""
+
+    over_all: ClockRatios = field(name="over all slices by onnxruntime")
+    labels_differing: float
+    """Share of the voxels whose label is not that of onnxruntime."""
+
+
 class RangeRow(Struct, frozen=True, kw_only=True):
     """Scans of one kind, with all slices labeled and with the organ's range."""
 
@@ -187,6 +217,8 @@ class RangeRow(Struct, frozen=True, kw_only=True):
     results: Mapping[str, ClockRate]
     over_all: ClockRatios = field(name="over all slices")
     of_network: ClockRatios = field(name="of the bare network on the slices labeled")
+    engines: Mapping[str, RangeEngine] = field(default_factory=dict)
+    """By name."""
 
 
 class RangeRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="infer-range"):
@@ -194,7 +226,11 @@ class RangeRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="infer-range")
 
     unit: str
     rounds: int
+    load: float
+    """Processes that ran or waited for a core, mean of the minute before the start; 0 on an idle machine."""
     rows: Mapping[str, RangeRow]
+    not_run: Mapping[str, str] = field(default_factory=dict)
+    """Engine -> reason."""
 
 
 class OpenvinoRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="openvino"):
@@ -204,6 +240,9 @@ class OpenvinoRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="openvino")
     precision: str
     results: Mapping[str, Rate]
     over_baseline: float = field(name="over onnxruntime fp32")
+    """By the clock."""
+    cpu_over_baseline: float | None = field(name="over onnxruntime fp32, CPU time", default=None)
+    """None in early records."""
     labels_differing: float
     """Share of the labels."""
     dice_loss: Mapping[str, float]

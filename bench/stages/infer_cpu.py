@@ -4,7 +4,7 @@ Bottleneck: the convolutions. Command: `slicemill bench infer`.
 
 | row | contenders |
 |---|---|
-| whole | .nii.gz to .nii.gz, report and picture, with and without rules; the network alone (`infer_session`) |
+| whole | .nii.gz to .nii.gz, report and picture, with and without rules; the network alone (`infer_whole`) |
 | host | CPU time of everything around a network that costs almost nothing, and of the usual script (`infer_around`) |
 | engines | onnxruntime in fp32; torch eager, NCHW and channels last |
 | components | removal of small organs and lesions, by slicemill and by scipy, with equal labels (`infer_around`) |
@@ -14,13 +14,12 @@ Bottleneck: the convolutions. Command: `slicemill bench infer`.
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import nn
 
 from slicemill.bench.harness.agreement import differing_share
-from slicemill.bench.harness.clock import Log, Work, show_progress, time_on_both_clocks
+from slicemill.bench.harness.clock import Log, show_progress, time_on_both_clocks
 from slicemill.bench.harness.cores import count_cores, torch_threads
 from slicemill.bench.harness.headline import Record
 from slicemill.bench.harness.networks import (
@@ -37,20 +36,9 @@ from slicemill.bench.schema.base import Headline, Limit, Peer, origin
 from slicemill.bench.schema.networks import EngineRates, InferRecord, InferResults, WholeRun, WholeStages
 from slicemill.bench.stages.infer_around import measure_components, measure_host
 from slicemill.bench.stages.infer_many import measure_many
-from slicemill.bench.stages.infer_session import (
-    EVERY_SLICE,
-    LANES_ALONE,
-    SESSION_ALONE,
-    SESSION_SENTENCE,
-    network_alone,
-    open_on_all_cores,
-    segment_all,
-)
+from slicemill.bench.stages.infer_session import LANES_ALONE, SESSION_ALONE, SESSION_SENTENCE, open_on_all_cores
+from slicemill.bench.stages.infer_whole import LANES, SESSION, WAYS, WITH_RULES, WITHOUT_RULES, WholeWork
 from slicemill.ct.labels import LITS_LABELS
-from slicemill.infer.inputs.gather import gather
-from slicemill.infer.network.model import open_model
-from slicemill.infer.run.options import InferOptions
-from slicemill.infer.runtime.capacity import count_lanes
 from slicemill.train.export.audit import gflop_a_slice
 from slicemill.train.export.graph import ExportGraph
 
@@ -59,8 +47,6 @@ FEW, MANY = 4, 12
 """Scans for the default network, and for faster ones, so that start and end of a run weigh equally in both."""
 CONTENDERS = 20
 """Contenders of all rows, for the progress bar."""
-WITH_RULES, WITHOUT_RULES = "with post-processing", "without post-processing"
-SESSION, LANES = "bare session", "bare lanes"
 ENGINE, EAGER, EAGER_LAST = "onnxruntime", "torch eager", "torch eager, channels last"
 
 
@@ -126,23 +112,12 @@ def make_headline(results: InferResults) -> Headline:
 
 def measure_whole(path: Path, scans: Path, rounds: int, log: Log) -> WholeRun:
     """Measure complete runs from files to files, with and without post-processing, and the network alone."""
-    model = open_model(path, "cpu")
-    jobs, _ = gather([scans])
+    work = WholeWork(model=path, scans=scans)
     stages: WholeStages = {}
-    total = sum(nib.load(job.path).shape[2] for job in jobs)
-
-    def segment(name: str, options: InferOptions) -> Work:
-        return lambda: stages.update({name: segment_all(model, jobs, path.parent, options)})
-
-    contenders = {
-        SESSION: network_alone(open_on_all_cores(path), scans, total),
-        LANES: network_alone(model, scans, total, lanes=count_lanes("cpu")),
-        WITHOUT_RULES: segment(WITHOUT_RULES, InferOptions(postprocess=False)),
-        WITH_RULES: segment(WITH_RULES, EVERY_SLICE),
-    }
-    times = time_on_both_clocks(contenders, rounds, log)
+    times = time_on_both_clocks({name: work.contender(name, stages) for name in WAYS}, rounds, log)
     return WholeRun(
-        results=times.rates(total),
+        results=times.rates(work.slices),
+        case_costs=work.case_costs(times),
         over_bare_session={key: times.speedup(key, SESSION) for key in (LANES, WITHOUT_RULES, WITH_RULES)},
         over_bare_lanes={key: times.speedup(key, LANES) for key in (WITHOUT_RULES, WITH_RULES)},
         gflop_a_slice=round(gflop_a_slice(path), 3),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ModelError, ProviderError
+from slicemill.infer.network.bfloat16 import choose_bfloat16
 from slicemill.infer.network.description import description_path
 from slicemill.infer.network.external_weights import read_weights_beside
 from slicemill.infer.network.foreign import wrap_network
@@ -214,7 +215,7 @@ def differing_keys(card: ModelCard, other: ModelCard) -> list[str]:
 
 
 def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: int = 0, lanes: int = 0) -> Model:
-    """Open a model file.
+    """Open a model file. `auto` takes CUDA if it starts, OpenVINO for bfloat16 (`choose_bfloat16`), or the CPU.
 
     Parameters
     ----------
@@ -245,7 +246,10 @@ def open_model(path: Path, provider: Provider = "auto", device: int = 0, batch: 
     if (description := description_path(path)) is not None:
         content = wrap_network(content, path, description)
     check_ends(content, path)
-    return Model(path, content, provider, device, batch, lanes)
+    model = Model(path, content, provider, device, batch, lanes)
+    if provider == "auto" and model.provider == "cpu":
+        return choose_bfloat16(model, lambda: Model(path, content, "openvino", device, batch, lanes))
+    return model
 
 
 def check_ends(content: bytes, path: Path) -> None:

@@ -72,7 +72,8 @@ def infer_scans(
     dicom_seg, dicom_sr, rtstruct
         DICOM results of inputs in DICOM: SEG, a report of the lesions, RTSTRUCT. The options after them say how.
     provider
-        Where the network runs: auto (CUDA if it starts, else CPU), cpu, cuda, tensorrt or openvino.
+        Where the network runs: auto, cpu, cuda, tensorrt or openvino. ``auto`` is CUDA if it starts, OpenVINO
+        where it computes in bfloat16 and labels alike, else the CPU.
     z_range
         Slices to label: ``all``, or the ``organ``'s range; ``auto``: that if possible.
     devices

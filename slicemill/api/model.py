@@ -31,7 +31,8 @@ class Model:
     path
         ONNX file of `slicemill export`.
     provider
-        Where the network runs: auto (CUDA if it starts, else CPU), cpu, cuda, tensorrt or openvino. A provider that was
+        Where the network runs: auto, cpu, cuda, tensorrt or openvino. ``auto`` is CUDA if it starts, OpenVINO
+        where it computes in bfloat16 and labels alike, else the CPU. A provider that was
         named and does not start is an error. On another device than the CPU, the labels of the first scan's middle
         slices are compared with the CPU's.
     device

@@ -114,6 +114,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def processor_flags() -> frozenset[str]:
+    """Return the features of the processor as Linux names them, like ``avx2``; empty where they are unknown."""
+    for line in _lines(Path("/proc/cpuinfo")):
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(flags.split())
+    return frozenset()
+
+
 def gpus() -> list[str]:
     """Return name, memory and driver of each NVIDIA GPU."""
     return _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])

@@ -27,3 +27,34 @@ def run_result(variant, cases, fold=0, seed=0, **inputs):
         cases=tuple(cases),
         machine={"commit": "abc"},
     )
+
+
+def range_record(engines=None, not_run=None):
+    """A record of `bench infer --range`; `engines` are the ratios over all slices by name."""
+
+    def ratios(cpu):
+        return {"wall": 9.0, "cpu": cpu}
+
+    trunk = {
+        "slices": 1000,
+        "labeled": 310,
+        "liver_share": 0.27,
+        "equal": True,
+        "results": {},
+        "over all slices": ratios(3.0),
+        "of the bare network on the slices labeled": ratios(0.96),
+        "engines": {
+            name: {"over all slices by onnxruntime": ratios(cpu), "labels_differing": 0.0}
+            for name, cpu in (engines or {}).items()
+        },
+    }
+    return {
+        "benchmark": "infer-range",
+        "date": "2026-11-28T20:00:00+00:00",
+        "machine": {"cpu": "AMD EPYC", "cores": 2},
+        "unit": "slices of 256x256",
+        "rounds": 3,
+        "load": 0.1,
+        "rows": {"trunk": trunk},
+        "not_run": not_run or {},
+    }

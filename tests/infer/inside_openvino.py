@@ -14,6 +14,7 @@ from onnx import helper
 from slicemill.common.errors import ModelError
 from slicemill.infer.inputs.gather import gather
 from slicemill.infer.inputs.jobs import load_scan
+from slicemill.infer.network.bfloat16 import MAX_DIFFERENCE, compare_with_float32
 from slicemill.infer.network.lanes import estimate_lane_memory, make_lane
 from slicemill.infer.network.model import open_model
 from slicemill.infer.run.options import InferOptions
@@ -75,6 +76,12 @@ def test_the_file_gives_equal_labels_in_openvino(model, stored):
         expected = ours.run(volume, window).label
         differing, pixels = differing + np.count_nonzero(found != expected), pixels + expected.size
     assert differing <= 1e-5 * pixels
+
+
+def test_the_slices_that_decide_about_bfloat16_are_labeled_alike_in_float32(model):
+    """Where OpenVINO computes in bfloat16, the limit is that of `--provider auto`."""
+    share = compare_with_float32(open_model(model, "openvino"), open_model(model, "cpu"))
+    assert share <= MAX_DIFFERENCE
 
 
 def test_the_engine_runs_on_openvino_and_says_in_which_precision(model, collection, tmp_path):
