@@ -53,7 +53,8 @@ export function wheelDistance({ deltaMode, deltaY }) {
   return deltaMode === WheelEvent.DOM_DELTA_PIXEL ? deltaY : deltaY * WHEEL_LINE_PX;
 }
 
-/** Return the distance of two fingers, CSS pixels; 1 for one finger. @param {Iterable<{x: number, y: number}>} fingers */
+/** Return the distance of two fingers, CSS pixels; 1 for one finger.
+ * @param {Iterable<{x: number, y: number}>} fingers */
 export function fingerDistance(fingers) {
   const [a, b] = fingers;
   return b ? Math.max(8, Math.hypot(a.x - b.x, a.y - b.y)) : 1;
@@ -93,7 +94,7 @@ export function fillTable(table, titles, rows) {
   });
 }
 
-/** Make the button of a row that shows something; the row has the action. @param {number} number @param {string} title */
+/** Make the button of a row; the row has the action. @param {number} number @param {string} title */
 export function makeRowButton(number, title) {
   const button = makeButton(String(number), title, () => {});
   button.className = "link";
