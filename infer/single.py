@@ -1,8 +1,10 @@
 """Segment one scan, without the engine of a bulk run."""
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +23,29 @@ from slicemill.infer.slices.scan_queue import ScanQueue
 from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What is called while a scan is segmented, by one thread at a time."""
+
+    advance: Callable[[int], None] = lambda _: None
+    """Gets the number of slices or tiles that were labeled; `count_units` has their sum."""
+    labeled: Callable[[npt.NDArray[np.uint8], Sequence[int]], None] = lambda _label, _slices: None
+    """Gets uint8[z, y, x], label values, and the slices that were labeled last; those before stay as they are.
+
+    The other slices have any values, and the model's rules are not applied yet.
+    """
+    before_rules: Callable[[Segmentation], None] = lambda _: None
+    """Gets the labels of all slices, before the model's rules are applied."""
+
+
+UNWATCHED = Watch()
+
+
 def segment_volume(
     model: Model,
     volume: npt.NDArray[np.int16],
     spacing_mm: tuple[float, float, float],
-    advance: Callable[[int], None] = lambda _: None,
+    watch: Watch = UNWATCHED,
     predict: PredictOptions = PLAIN,
     *,
     in_range: bool = False,
@@ -38,8 +58,8 @@ def segment_volume(
         int16[z, y, x], HU.
     spacing_mm
         Size of a voxel along z, y, x, mm.
-    advance
-        Progress callback: called with the number of slices or tiles that were labeled; `count_units` has their sum.
+    watch
+        Progress callbacks; `before_rules` is not called here.
     predict
         Averages over several predictions, and whether probabilities are kept.
 
@@ -60,9 +80,9 @@ def segment_volume(
     capacity = batch_capacity(model.info, model.provider)
     if model.provider != "cpu" and not model.parity_checked:
         check_parity(model, scan, make_lane(model, capacity, plan.outputs))
-    _label_scan(model, scan, capacity, advance)
+    _label_scan(model, scan, capacity, watch)
     result = scan.assembly.result()
-    advance((nz - result.labeled) * len(plan.tiles))
+    watch.advance((nz - result.labeled) * len(plan.tiles))
     return result
 
 
@@ -72,11 +92,12 @@ def count_units(model: Model, grid: Grid, predict: PredictOptions = PLAIN) -> in
     return len(plan.tiles) * plan.shape[0]
 
 
-def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Callable[[int], None]) -> None:
+def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, watch: Watch) -> None:
     """Label the slices of a scan, on as many lanes as the provider supports."""
     queue = ScanQueue(capacity, 0)
     queue.add(scan)
     lock, compute_limit = threading.Lock(), make_compute_limit(model)
+    labeled: Counter[int] = Counter()
 
     def run_lane() -> None:
         lane = make_lane(model, capacity, scan.plan.outputs)
@@ -90,7 +111,10 @@ def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, advance: Ca
                 else:
                     queue.finish(scan)
             with lock:
-                advance(len(batch.units))
+                labeled.update(unit.z for unit in batch.units)
+                slices = dict.fromkeys(unit.z for unit in batch.units)
+                watch.labeled(scan.assembly.label, [z for z in slices if labeled[z] == len(scan.plan.tiles)])
+                watch.advance(len(batch.units))
 
     with ThreadPoolExecutor(model.lanes, "lane") as pool:
         try:
@@ -104,19 +128,15 @@ def segment(
     model: Model,
     loaded: LoadedScan,
     name: str,
-    advance: Callable[[int], None] = lambda _: None,
+    watch: Watch = UNWATCHED,
     predict: PredictOptions = PLAIN,
     z_range: RangeChoice = "auto",
-    before_rules: Callable[[Segmentation], None] = lambda _: None,
 ) -> tuple[Segmentation, ScanReport]:
-    """Label a scan, post-process the labels by the model's rules, and measure them.
-
-    `before_rules` gets the labels before they are post-processed.
-    """
+    """Label a scan, post-process the labels by the model's rules, and measure them."""
     info = model.info
     in_range = labels_in_range(info, z_range, predict, postprocess=True)
-    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, advance, predict, in_range=in_range)
-    before_rules(segmentation)
+    segmentation = segment_volume(model, loaded.volume, loaded.grid.spacing_mm, watch, predict, in_range=in_range)
+    watch.before_rules(segmentation)
     probability = segmentation.tumor_probability
     postprocess(segmentation.label, info.labels, info.rules, loaded.grid, probability, loaded.volume)
     return segmentation, make_report(model, loaded, segmentation, name)

@@ -13,7 +13,7 @@ from slicemill.common.errors import InputError
 from slicemill.ct.labels import Labels
 from slicemill.infer.network.model import open_model
 from slicemill.infer.runtime.providers import Provider
-from slicemill.infer.single import count_units
+from slicemill.infer.single import Watch, count_units
 from slicemill.infer.single import segment as run
 from slicemill.infer.slices.assembly import select_outputs
 from slicemill.infer.slices.tiles import PredictOptions
@@ -207,7 +207,7 @@ class Model:
             done += count
             progress(done / total)
 
-        result, report = run(self._model, source.scan, source.origin.name, advance, self._predict)
+        result, report = run(self._model, source.scan, source.origin.name, Watch(advance=advance), self._predict)
         return Segmentation(report=report, label_lps=result.label, source=source.origin, result=result)
 
 

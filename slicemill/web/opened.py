@@ -1,6 +1,7 @@
 """A case that is open: its scan, its masks, and the parts of their labels."""
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ from slicemill.web.volumes import NotReadYetError, Volume, VolumeSource
 Role = Literal["image", "mask"]
 MOST_TRIANGLES = 60_000
 """Triangles of all surfaces of a case: a page draws them in a few hundredths of a second without a graphics card."""
+KEPT_THRESHOLDS = 8
+"""Thresholds of a map of probabilities whose regions are kept: there are 255, and a surface has some megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,17 @@ class _Located:
     """int64[n], the part of each run."""
 
 
+@dataclass(slots=True)
+class _Region:
+    """What is known of the region of a label or of a threshold."""
+
+    parts: tuple[Lesion, ...]
+    mean_hu: tuple[float, ...] | None = None
+    """Of each part; None if it was not measured yet."""
+    surface: Surface | None = None
+    """None if it was not asked for yet, or the region is empty."""
+
+
 class OpenCase:
     """A case whose volumes are being read, or have been."""
 
@@ -82,11 +96,10 @@ class OpenCase:
         self.image = Volume(source.image)
         self.masks = tuple(None if mask.source is None else Volume(mask.source, counts_values=True)
                            for mask in source.masks)  # fmt: skip
-        self._parts: dict[tuple[int, int], tuple[Lesion, ...]] = {}
+        self._regions: OrderedDict[tuple[int, int], _Region] = OrderedDict()
+        """By mask and value; what was used last is at the end."""
         self._located: _Located | None = None
         """The region looked at last, while the scan is read: those of all thresholds would fill the memory."""
-        self._mean_hu: dict[tuple[int, int], tuple[float, ...]] = {}
-        self._surfaces: dict[tuple[int, int], Surface | None] = {}
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -107,6 +120,33 @@ class OpenCase:
         InputError
             The label has too many parts.
         """
+        self._check(mask, value)
+        with self._lock:
+            return self._find(mask, value).parts
+
+    def find_mean_hu(self, mask: int, value: int) -> tuple[float, ...] | None:
+        """Return the mean HU of each part; None if the scan was not read, or not yet. Raises as `find_parts`."""
+        self._check(mask, value)
+        with self._lock:
+            region = self._find(mask, value)
+            if region.mean_hu is None and self.image.is_complete:
+                located, self._located = self._located, None
+                if located is None or located.key != (mask, value):
+                    located = _Located((mask, value), *self._track(mask, value).locate())
+                region.mean_hu = self._measure(located)
+            return region.mean_hu
+
+    def find_surface(self, mask: int, value: int) -> Surface | None:
+        """Return the surface of the region of a label; None if the region is empty. Raises as `find_parts`."""
+        self._check(mask, value)
+        with self._lock:
+            region = self._find(mask, value)
+            if region.surface is None and region.parts:
+                region.surface = self._make_surface(mask, value, region.parts)
+            return region.surface
+
+    def _check(self, mask: int, value: int) -> None:
+        """Refuse what does not exist, cannot be read, or was not read yet."""
         volume = self.masks[mask]
         if volume is None or not 1 <= value <= 255:
             raise IndexError(f"value {value} of mask {mask}")
@@ -114,37 +154,23 @@ class OpenCase:
             raise InputError(volume.failure)
         if not volume.is_complete:
             raise NotReadYetError
-        with self._lock:
-            if (mask, value) not in self._parts:
-                tracker = self._track(mask, value)
-                self._parts[mask, value] = tracker.lesions(self.source.affine_lps)
-                self._located = None
-                if self.image.is_complete:
-                    self._measure(_Located((mask, value), *tracker.locate()))
-                elif self.image.failure is None:
-                    self._located = _Located((mask, value), *tracker.locate())
-            return self._parts[mask, value]
 
-    def find_mean_hu(self, mask: int, value: int) -> tuple[float, ...] | None:
-        """Return the mean HU of each part; None if the scan was not read, or not yet. Raises as `find_parts`."""
-        self.find_parts(mask, value)
-        if not self.image.is_complete:
-            return None
-        with self._lock:
-            if (mask, value) not in self._mean_hu:
-                located, self._located = self._located, None
-                if located is None or located.key != (mask, value):
-                    located = _Located((mask, value), *self._track(mask, value).locate())
-                self._measure(located)
-            return self._mean_hu[mask, value]
-
-    def find_surface(self, mask: int, value: int) -> Surface | None:
-        """Return the surface of the region of a label; None if the region is empty. Raises as `find_parts`."""
-        parts = self.find_parts(mask, value)
-        with self._lock:
-            if (mask, value) not in self._surfaces:
-                self._surfaces[mask, value] = self._make_surface(mask, value, parts) if parts else None
-            return self._surfaces[mask, value]
+    def _find(self, mask: int, value: int) -> _Region:
+        """Return a region with its parts; of thresholds, the regions used last are kept."""
+        key = (mask, value)
+        if key not in self._regions:
+            tracker = self._track(mask, value)
+            region = self._regions[key] = _Region(tracker.lesions(self.source.affine_lps))
+            self._located = None
+            if self.image.is_complete:
+                region.mean_hu = self._measure(_Located(key, *tracker.locate()))
+            elif self.image.failure is None:
+                self._located = _Located(key, *tracker.locate())
+        self._regions.move_to_end(key)
+        thresholds = [one for one in self._regions if self.source.masks[one[0]].is_probability]
+        for oldest in thresholds[:-KEPT_THRESHOLDS]:
+            del self._regions[oldest]
+        return self._regions[key]
 
     def _track(self, mask: int, value: int) -> LesionTracker:
         volume = self.masks[mask]
@@ -155,9 +181,9 @@ class OpenCase:
             tracker.add(z, select_values(slab, region))
         return tracker
 
-    def _measure(self, located: _Located) -> None:
+    def _measure(self, located: _Located) -> tuple[float, ...]:
         means = measure_mean_hu(located.runs, located.ids, self.image.read_slices, self.image.shape[0])
-        self._mean_hu[located.key] = tuple(means.tolist())
+        return tuple(means.tolist())
 
     def _make_surface(self, mask: int, value: int, parts: tuple[Lesion, ...]) -> Surface:
         volume = self.masks[mask]

@@ -89,6 +89,8 @@ class VolumeRecord:
     failure: str | None
     values: tuple[tuple[int, int], ...]
     """Value and number of its voxels, for each value of a complete mask but 0."""
+    preliminary: tuple[int, ...]
+    """Axial slices of an incomplete mask that can be shown, before the model's rules are applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,7 @@ def _describe_volume(volume: Volume) -> VolumeRecord:
         is_complete=is_complete,
         failure=volume.failure,
         values=values,
+        preliminary=volume.preliminary,
     )
 
 

@@ -36,9 +36,11 @@ class VolumeSource:
     """[z, y, x]."""
     dtype: npt.DTypeLike
     slabs: Callable[[list[str]], Iterator[Slab]]
-    """Yields every slice once, and appends warnings to the list; reads and checks the whole file."""
+    """Yields every slice, and appends warnings to the list; reads and checks the whole file."""
     read_slice: ReadSlice | None = None
     """Reads one slice, if slices can be read in any order."""
+    has_preliminary: bool = False
+    """Whether slices may come twice: they can be shown before the volume is complete, and are marked as preliminary."""
 
 
 class Volume:
@@ -67,6 +69,12 @@ class Volume:
     def slices_read(self) -> int:
         """Return the number of slices that were read."""
         return self._voxels.slices_written
+
+    @property
+    def preliminary(self) -> tuple[int, ...]:
+        """Return the axial slices that can be shown before the volume is complete."""
+        is_wanted = self.source.has_preliminary and not self._is_read and self.failure is None
+        return tuple(self._voxels.list_written()) if is_wanted else ()
 
     @property
     def first_slice(self) -> int | None:

@@ -45,6 +45,10 @@ class VoxelFile:
         """Return the number of slices that were written."""
         return int(self._is_written.sum())
 
+    def list_written(self) -> list[int]:
+        """Return the indices of the slices that were written."""
+        return np.flatnonzero(self._is_written).tolist()
+
     @property
     def is_complete(self) -> bool:
         """Return whether every slice was written."""

@@ -15,7 +15,7 @@ from slicemill.infer.network.lanes import HostLane, estimate_lane_memory, make_c
 from slicemill.infer.network.model import NetworkOutput, open_model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.runtime.capacity import CPU_LANES, Capacity, batch_capacity, count_lanes, session_threads
-from slicemill.infer.single import segment_volume
+from slicemill.infer.single import Watch, segment_volume
 from slicemill.infer.slices.assembly import VolumeAssembly, plan_scan, select_outputs
 from slicemill.infer.slices.batches import NetworkScan
 
@@ -42,6 +42,24 @@ def test_labels_are_the_same_however_many_lanes(cores, model, monkeypatch, rng):
     found = segment_volume(open_model(model, "cpu"), volume, SPACING)
     assert np.array_equal(found.label, expected.label)
     assert np.array_equal(found.tumor_probability, expected.tumor_probability)
+
+
+@pytest.mark.parametrize("shape", [(9, 64, 64), (7, 100, 80)])
+def test_slices_are_told_once_as_soon_as_all_their_tiles_are_labeled(shape, model, monkeypatch, rng):
+    with_cores(monkeypatch, 2)
+    opened = open_model(model, "cpu")
+    monkeypatch.setattr(single, "batch_capacity", lambda *_: batch_capacity(opened.info, "cpu", 2))
+    told, done = {}, []
+
+    def labeled(label, slices):
+        assert not told.keys() & set(slices)
+        told.update({z: label[z].copy() for z in slices})
+        done.append(len(told))
+
+    volume = rng.integers(-200, 300, shape).astype(np.int16)
+    result = segment_volume(opened, volume, SPACING, Watch(labeled=labeled))
+    assert 0 < min(count for count in done if count) < shape[0], "before the scan is complete"
+    assert np.array_equal([told[z] for z in range(shape[0])], result.label)
 
 
 @pytest.mark.parametrize(

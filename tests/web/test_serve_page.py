@@ -213,6 +213,13 @@ def test_the_threshold_table_and_picture_are_those_of_the_probabilities(shown, s
     assert not np.array_equal(before, shown.pixels())
     shown.press("]")
     shown.wait("document.querySelector('#threshold-text').textContent.startsWith('35 %')")
+    shown.page.click("#another")
+    shown.wait("document.querySelector('#kept').checkVisibility()")
+    shown.page.click("#kept-list button:has-text('Open')")
+    shown.wait_until_done()
+    assert shown.page.input_value("#threshold") == "50"
+    assert shown.text("#threshold-text") == "not moved: the answer is shown"
+    assert shown.page.locator("#parts tbody tr").count() == 2
 
 
 def test_a_model_without_probabilities_says_why_there_is_no_threshold(shown, tmp_path):

@@ -2,6 +2,8 @@
 
 import gc
 import time
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ from slicemill.common.files import write_csv
 from slicemill.ct.formats.nifti.header import read_header
 from slicemill.ct.labels import LITS_LABELS, Labels, make_labels
 from slicemill.ct.runs import Runs
+from slicemill.ct.scan import Slab
 from slicemill.measure.lesions.measurements import Volume
 from slicemill.measure.lesions.slicer3d import write_segmentation
 from slicemill.store.reader import open_store
 from slicemill.web.entries import ViewRequest, find_entries, sort_by_dice
 from slicemill.web.marks import Marks
+from slicemill.web.opened import KEPT_THRESHOLDS, OpenCase
 from slicemill.web.records import describe_case, describe_labels, describe_parts, describe_progress
 from slicemill.web.sections import PLANES, cut_section
 from slicemill.web.viewer import MAX_OPEN, Viewer
@@ -31,7 +35,11 @@ EXTENT = dict(zip(PLANES, SHAPE, strict=True))
 
 def opened(request, number=0):
     """Open a case and read all of it."""
-    case = Viewer(find_entries(request)).open(number)
+    return read_all(Viewer(find_entries(request)).open(number))
+
+
+def read_all(case):
+    """Wait until all of a case was read."""
     volumes = [volume for volume in (case.image, *case.masks) if volume is not None]
     deadline = time.monotonic() + 30
     while not all(volume.is_complete or volume.failure for volume in volumes):
@@ -133,6 +141,27 @@ def test_mean_hu_is_right_whenever_it_is_asked_for_and_runs_are_not_kept(files):
     case = opened(ViewRequest(path=scan, masks=(mask,), labels=LITS_LABELS))
     assert case.find_parts(0, 2)
     assert count_runs() == before, "the scan was read: its HU are measured at once"
+
+
+def test_what_is_known_of_thresholds_has_a_bound_and_labels_are_kept(files):
+    scan, mask = files
+    source = find_entries(ViewRequest(path=scan, masks=(mask, mask), labels=LITS_LABELS))[0].open()
+    labels, other = source.masks
+    ramp = (6 * np.indices(SHAPE).sum(axis=0)).astype(np.uint8)
+    volume = replace(other.source, slabs=lambda _: iter([Slab(z=0, voxels=ramp)]))
+    chances = replace(other, labels=None, source=volume, is_probability=True)
+    case = read_all(OpenCase(replace(source, masks=(labels, chances))))
+
+    named = case.find_surface(0, 1)
+    first = [(case.find_parts(1, value), case.find_mean_hu(1, value)) for value in (1, 2)]
+    made = [weakref.ref(case.find_surface(1, value).vertices) for value in range(1, 2 * KEPT_THRESHOLDS)]
+    kept = [value for value, one in enumerate(made, start=1) if one() is not None]
+    assert kept == list(range(KEPT_THRESHOLDS, 2 * KEPT_THRESHOLDS)), "those asked for last"
+    case.find_parts(1, kept[0])
+    case.find_parts(1, 100)
+    assert [one() is not None for one in made[kept[0] - 1 :][:2]] == [True, False], "the one used the longest ago goes"
+    assert case.find_surface(0, 1) is named
+    assert [(case.find_parts(1, value), case.find_mean_hu(1, value)) for value in (1, 2)] == first, "made anew"
 
 
 def test_every_label_has_the_color_of_the_other_pictures():

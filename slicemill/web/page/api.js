@@ -12,7 +12,7 @@ import { readMesh } from "./surface.js";
 /** @typedef {{name: string, shape: [number, number, number], spacing_mm: [number, number, number],
  *   affine_lps: number[][], masks: Mask[]}} CaseInfo */
 /** @typedef {{slices: number, first_slice: number | null, is_complete: boolean, failure: string | null,
- *   values: [number, number][]}} VolumeProgress */
+ *   values: [number, number][], preliminary: number[]}} VolumeProgress */
 /** @typedef {{image: VolumeProgress, masks: (VolumeProgress | null)[], warnings: string[]}} Progress */
 /** @typedef {{name: string, dice: number | null, mark: string | null}} Entry */
 /** @typedef {{cases: Entry[], dice_of: string | null, marks: string[], version: string}} CaseList */
@@ -83,8 +83,8 @@ export class Sections {
   constructor(number, masks) {
     this.number = number;
     this.masks = masks;
-    /** @type {boolean[]} Masks that can be fetched. */
-    this.readable = [];
+    /** @type {(VolumeProgress | null)[]} How much of each mask can be fetched. */
+    this.progress = [];
     /** @type {Map<string, Section>} */
     this.kept = new Map();
     /** @type {Map<string, {controller: AbortController, promise: Promise<Section>}>} */
@@ -114,11 +114,29 @@ export class Sections {
     }
   }
 
-  /** Forget everything, because more masks can be read now. @param {boolean[]} readable */
-  setReadable(readable) {
+  /** Note what can be fetched now. When a mask is complete or fails, its preliminary slices are forgotten.
+   * @param {(VolumeProgress | null)[]} progress */
+  setProgress(progress) {
+    const state = (/** @type {VolumeProgress | null | undefined} */ one) => one?.failure ?? one?.is_complete;
+    const isChanged = progress.some((one, mask) => state(one) !== state(this.progress[mask]));
+    this.progress = progress;
+    if (!isChanged) return;
     this.stop();
     this.kept.clear();
-    this.readable = readable;
+  }
+
+  /** Return whether a mask can be fetched: all of it, or an axial slice that is preliminary.
+   * @param {number} mask @param {Plane} plane @param {number} index */
+  canRead(mask, plane, index) {
+    const one = this.progress[mask];
+    if (!one || one.failure) return false;
+    return one.is_complete || (plane === "axial" && one.preliminary.includes(index));
+  }
+
+  /** Return whether a section is kept with all masks that can be fetched. @param {Plane} plane @param {number} index */
+  isCurrent(plane, index) {
+    const masks = this.get(plane, index)?.masks;
+    return Boolean(masks?.every((values, mask) => values || !this.canRead(mask, plane, index)));
   }
 
   stop() {
@@ -129,7 +147,7 @@ export class Sections {
   load(plane, index) {
     const key = `${plane}/${index}`;
     const kept = this.get(plane, index);
-    if (kept) return Promise.resolve(kept);
+    if (kept && this.isCurrent(plane, index)) return Promise.resolve(kept);
     const known = this.loading.get(key);
     if (known) return known.promise;
     const controller = new AbortController();
@@ -154,7 +172,7 @@ export class Sections {
     const base = `/api/cases/${this.number}`;
     const bytes = async (/** @type {string} */ path) => (await request(path, { signal })).arrayBuffer();
     const masks = Array.from({ length: this.masks }, (_, mask) =>
-      this.readable[mask] ? bytes(`${base}/mask/${mask}/${plane}/${index}`) : null,
+      this.canRead(mask, plane, index) ? bytes(`${base}/mask/${mask}/${plane}/${index}`) : null,
     );
     const [image, ...values] = await Promise.all([bytes(`${base}/image/${plane}/${index}`), ...masks]);
     return {

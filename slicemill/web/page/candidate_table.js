@@ -2,7 +2,7 @@
 /** The candidates of nodules of an uploaded scan: a threshold, and a table whose rows jump to their slice. */
 
 import { request } from "./api.js";
-import { byId, make, makeButton } from "./dom.js";
+import { byId, fillTable, makeButton, makeRowButton } from "./dom.js";
 import { describeThreshold, firstThreshold, format, listAbove } from "./nodules.js";
 
 /** @typedef {import("./nodules.js").Candidate} Candidate */
@@ -13,34 +13,25 @@ const STEP = 0.01;
 
 /** Fill a table with candidates. @param {HTMLTableElement} table @param {Candidate[]} rows
  * @param {(one: Candidate) => void} onJump */
-function fillTable(table, rows, onJump) {
-  table.replaceChildren();
+function showRows(table, rows, onJump) {
   table.hidden = !rows.length;
-  if (!rows.length) return;
   const isJudged = rows.some(({ malignancy }) => malignancy !== null);
-  const head = table.createTHead().insertRow();
-  for (const title of ["Candidate", "Probability", ...(isJudged ? ["Malignancy"] : []), "Slice", "mm", "ml"]) {
-    const cell = make("th", title);
-    cell.scope = "col";
-    head.append(cell);
-  }
-  const body = table.createTBody();
-  for (const one of rows) {
-    const row = body.insertRow();
-    const button = makeButton(String(one.number), `Show candidate ${one.number} in slice ${one.slice + 1}`, () => {});
-    button.className = "link";
-    row.insertCell().append(button);
-    const malignancy = one.malignancy === null ? "-" : format(one.malignancy, 2);
-    const cells = [format(one.probability, 3), ...(isJudged ? [malignancy] : []), one.slice + 1];
-    for (const value of [...cells, format(one.diameter_mm, 1), format(one.volume_ml, 2)]) {
-      row.insertCell().textContent = String(value);
-    }
+  const titles = ["Candidate", "Probability", ...(isJudged ? ["Malignancy"] : []), "Slice", "mm", "ml"];
+  const cells = rows.map((one) => [
+    makeRowButton(one.number, `Show candidate ${one.number} in slice ${one.slice + 1}`),
+    format(one.probability, 3),
+    ...(isJudged ? [one.malignancy === null ? "-" : format(one.malignancy, 2)] : []),
+    one.slice + 1,
+    format(one.diameter_mm, 1),
+    format(one.volume_ml, 2),
+  ]);
+  fillTable(table, titles, cells).forEach((row, index) =>
     row.addEventListener("click", () => {
       for (const other of document.querySelectorAll(".candidates-box tr.chosen")) other.classList.remove("chosen");
       row.classList.add("chosen");
-      onJump(one);
-    });
-  }
+      onJump(rows[index]);
+    }),
+  );
 }
 
 export class CandidateTable {
@@ -116,8 +107,8 @@ export class CandidateTable {
     const text = describeThreshold(this.candidates, this.rates, threshold);
     byId("candidate-text", HTMLElement).textContent = text;
     this.slider.setAttribute("aria-valuetext", text);
-    fillTable(byId("candidate-table", HTMLTableElement), above, this.onJump);
-    fillTable(byId("candidate-table-below", HTMLTableElement), below, this.onJump);
+    showRows(byId("candidate-table", HTMLTableElement), above, this.onJump);
+    showRows(byId("candidate-table-below", HTMLTableElement), below, this.onJump);
     byId("candidates-below", HTMLElement).hidden = !below.length;
     byId("candidates-below-text", HTMLElement).textContent = `${below.length} below the threshold`;
   }

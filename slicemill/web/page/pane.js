@@ -1,6 +1,7 @@
 // @ts-check
 /** A pane: one plane's picture, with its crosshair, lengths and letters, and what a hand does on it. */
 
+import { fingerDistance, make, makePane, wheelDistance } from "./dom.js";
 import { AXES, makeMapping, sectionSize, toSection, toVoxel } from "./geometry.js";
 import { paint } from "./render.js";
 
@@ -40,32 +41,24 @@ const WHEEL_STEP = 40;
 /** Wheel distance of one slice, CSS pixels; a notch of a mouse is at least that. */
 const TOUCH_STEP = 14;
 /** Finger distance of one slice, CSS pixels. */
-const LINE_PX = 16;
 
 export class Pane {
   /** @param {Plane} plane @param {Host} host @param {() => void} onResize */
   constructor(plane, host, onResize) {
     this.plane = plane;
     this.host = host;
-    this.element = document.createElement("div");
-    this.element.className = "pane";
-    this.element.dataset.plane = plane;
-    this.element.tabIndex = 0;
-    this.element.setAttribute("role", "group");
-    this.element.setAttribute("aria-label", `${plane} picture; arrow keys change the slice`);
-    this.canvas = this.add("canvas", "picture");
-    this.canvas.setAttribute("role", "img");
+    const parts = makePane(plane, `${plane} picture; arrow keys change the slice`);
+    this.element = parts.element;
+    this.canvas = parts.canvas;
+    this.marks = parts.marks;
+    this.caption = parts.caption;
+    this.waiting = parts.waiting;
     this.context = this.canvas.getContext("2d", { willReadFrequently: true }); // pixels come from the processor
-    this.marks = this.add("canvas", "marks");
-    this.marks.setAttribute("aria-hidden", "true");
     AXES[plane].letters.forEach((letter, index) => {
-      const span = this.add("span", `letter ${["left", "right", "top", "bottom"][index]}`);
-      span.textContent = letter;
-      span.setAttribute("aria-hidden", "true");
+      const span = make("span", letter, `letter ${["left", "right", "top", "bottom"][index]}`);
+      span.ariaHidden = "true";
+      this.element.append(span);
     });
-    this.caption = this.add("span", "caption");
-    this.caption.setAttribute("aria-hidden", "true");
-    this.waiting = this.add("span", "waiting");
     /** @type {Scene | null} */
     this.scene = null;
     /** @type {ImageData | null} */
@@ -83,14 +76,6 @@ export class Pane {
       onResize();
     }).observe(this.element);
     this.listen();
-  }
-
-  /** @template {keyof HTMLElementTagNameMap} Name @param {Name} name @param {string} className */
-  add(name, className) {
-    const element = document.createElement(name);
-    element.className = className;
-    this.element.append(element);
-    return element;
   }
 
   /** Give the canvases one pixel per device pixel. @param {ResizeObserverEntry} entry */
@@ -265,7 +250,7 @@ export class Pane {
     if (!this.scene) return;
     event.preventDefault();
     this.host.activate(this.plane);
-    const distance = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * LINE_PX * 3;
+    const distance = wheelDistance(event);
     if (event.ctrlKey) {
       const { column, row } = this.placeAt(event, this.scene);
       this.host.zoom(this.plane, Math.exp(-distance / 300), column, row);
@@ -327,13 +312,12 @@ export class Pane {
     const before = [...this.fingers.values()];
     this.fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     const after = [...this.fingers.values()];
-    const apart = (/** @type {{x: number, y: number}[]} */ [a, b]) => Math.max(8, Math.hypot(a.x - b.x, a.y - b.y));
     const middle = (/** @type {{x: number, y: number}[]} */ [a, b]) => ({
       clientX: (a.x + b.x) / 2,
       clientY: (a.y + b.y) / 2,
     });
     const { column, row } = this.placeAt(middle(after), scene);
-    this.host.zoom(this.plane, apart(after) / apart(before), column, row);
+    this.host.zoom(this.plane, fingerDistance(after) / fingerDistance(before), column, row);
     const [from, to] = [middle(before), middle(after)];
     this.moveBy(to.clientX - from.clientX, to.clientY - from.clientY, scene);
   }

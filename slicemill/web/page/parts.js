@@ -1,7 +1,7 @@
 // @ts-check
 /** The table of the parts of a label, such as the lesions of tumor: a row jumps to its part. */
 
-import { byId, clean, counted, make, makeOption } from "./dom.js";
+import { byId, clean, counted, fillTable, makeOption, makeRowButton } from "./dom.js";
 import { formatMl } from "./labels.js";
 
 /** @typedef {import("./api.js").Parts} Parts */
@@ -52,36 +52,30 @@ export function showParts(parts, name, word, waiting, onJump) {
   }
   text.textContent = describeParts(parts, name, word);
   if (!parts.count) return;
-  const head = table.createTHead().insertRow();
-  for (const title of [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml", "Mean HU"]) {
-    const cell = make("th", title);
-    cell.scope = "col";
-    head.append(cell);
-  }
-  const body = table.createTBody();
-  for (const [index, part] of parts.parts.entries()) {
-    const row = body.insertRow();
+  const titles = [word[0].toUpperCase() + word.slice(1), "Slice", "mm", "ml", "Mean HU"];
+  const cells = parts.parts.map(({ id, key_z, max_axial_diameter_mm, volume_ml }, index) => [
+    makeRowButton(id, `Show ${word} ${id} in slice ${key_z + 1}`),
+    key_z + 1,
+    max_axial_diameter_mm.toFixed(1),
+    formatMl(volume_ml),
+    parts.mean_hu?.[index].toFixed(0) ?? "",
+  ]);
+  fillTable(table, titles, cells).forEach((row, index) => {
+    const part = parts.parts[index];
     row.dataset.part = String(part.id);
-    const button = make("button", String(part.id), "link");
-    button.type = "button";
-    button.setAttribute("aria-label", `Show ${word} ${part.id} in slice ${part.key_z + 1}`);
-    row.insertCell().append(button);
-    const hu = parts.mean_hu?.[index].toFixed(0) ?? "";
-    for (const value of [part.key_z + 1, part.max_axial_diameter_mm.toFixed(1), formatMl(part.volume_ml), hu]) {
-      row.insertCell().textContent = String(value);
-    }
     row.addEventListener("click", () => onJump(part));
-  }
+  });
 }
 
 /** @param {Parts} parts @param {string} name @param {string} word */
 function describeParts(parts, name, word) {
   if (!parts.count) return `The mask has no ${name}.`;
-  const [largest] = parts.parts;
-  const rest = parts.count > parts.parts.length ? ` The ${parts.parts.length} largest are listed.` : "";
+  const longest = parts.parts.reduce((a, b) => (b.max_axial_diameter_mm > a.max_axial_diameter_mm ? b : a));
+  const isCut = parts.count > parts.parts.length;
+  const which = isCut ? `The ${parts.parts.length} largest are listed; the longest of these` : "The longest";
   return (
-    `${counted(parts.count, word)} of ${name}, ${formatMl(parts.volume_ml)} ml together. The largest is ` +
-    `${largest.max_axial_diameter_mm.toFixed(1)} mm long, in slice ${largest.key_z + 1}.${rest}`
+    `${counted(parts.count, word)} of ${name}, ${formatMl(parts.volume_ml)} ml together. ${which} has ` +
+    `${longest.max_axial_diameter_mm.toFixed(1)} mm, in slice ${longest.key_z + 1}.`
   );
 }
 

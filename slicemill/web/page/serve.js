@@ -200,6 +200,7 @@ class Page {
       byId("main", HTMLElement).hidden = true;
     } else if (job.has_case && this.shown !== job.id && this.server.models) {
       this.shown = job.id;
+      this.resetThreshold(this.server.models[job.model]);
       byId("main", HTMLElement).hidden = false;
       this.viewer.setWindow(this.server.models[job.model]?.judges_candidates ? LUNG : PRESETS[0][1]);
       void this.viewer.open(job.id);
@@ -212,11 +213,13 @@ class Page {
     byId("threshold-box", HTMLElement).hidden = !isReady || !model?.gives_probability;
     byId("threshold-note", HTMLElement).hidden = !isReady || !job.threshold_note;
     byId("threshold-note", HTMLElement).textContent = job.threshold_note;
-    if (!isReady) {
-      this.slider.value = "50";
-      const shown = model?.judges_candidates ? "the mask of the segmentation" : "the answer";
-      byId("threshold-text", HTMLElement).textContent = `not moved: ${shown} is shown`;
-    }
+  }
+
+  /** Show that the threshold was not moved. @param {import("./jobs_api.js").Model | undefined} model */
+  resetThreshold(model) {
+    this.slider.value = "50";
+    const shown = model?.judges_candidates ? "the mask of the segmentation" : "the answer";
+    byId("threshold-text", HTMLElement).textContent = `not moved: ${shown} is shown`;
   }
 
   /** Show a candidate in its slice. @param {import("./nodules.js").Candidate} one */

@@ -2,6 +2,7 @@
 /** The pane with the surfaces of the labels: it is turned by hand, and a click moves the crosshair to the surface. */
 
 import { getSurface } from "./api.js";
+import { fingerDistance, makePane, wheelDistance } from "./dom.js";
 import { toMm, toVoxelOf } from "./geometry.js";
 import { boxOf, paintSurfaces, project, turnedAxes, unproject } from "./surface.js";
 
@@ -42,24 +43,13 @@ export class SurfacePane {
   /** @param {SurfaceHost} host */
   constructor(host) {
     this.host = host;
-    this.element = document.createElement("div");
-    this.element.className = "pane surface";
-    this.element.dataset.plane = "surface";
-    this.element.tabIndex = 0;
+    const parts = makePane("surface", "3-D picture; arrow keys turn it");
+    this.element = parts.element;
+    this.canvas = parts.canvas;
+    this.marks = parts.marks;
+    this.caption = parts.caption;
+    this.waiting = parts.waiting;
     this.element.hidden = true;
-    this.element.setAttribute("role", "group");
-    this.element.setAttribute("aria-label", "3-D picture; arrow keys turn it");
-    this.canvas = document.createElement("canvas");
-    this.canvas.className = "picture";
-    this.canvas.setAttribute("role", "img");
-    this.marks = document.createElement("canvas");
-    this.marks.setAttribute("aria-hidden", "true");
-    this.caption = document.createElement("span");
-    this.caption.className = "caption";
-    this.caption.setAttribute("aria-hidden", "true");
-    this.waiting = document.createElement("span");
-    this.waiting.className = "waiting";
-    this.element.append(this.canvas, this.marks, this.caption, this.waiting);
     this.number = -1;
     /** @type {Map<string, Mesh | string | null>} By mask and value: a surface, why there is none, or null for soon. */
     this.meshes = new Map();
@@ -217,8 +207,7 @@ export class SurfacePane {
       "wheel",
       (event) => {
         event.preventDefault();
-        const distance = event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY : event.deltaY * 48;
-        this.turnBy(0, 0, Math.exp(-distance / 300));
+        this.turnBy(0, 0, Math.exp(-wheelDistance(event) / 300));
       },
       { passive: false },
     );
@@ -265,15 +254,11 @@ export class SurfacePane {
   onMove(event) {
     const before = this.fingers.get(event.pointerId);
     if (!before) return;
-    const apart = () => {
-      const [a, b] = [...this.fingers.values()];
-      return b ? Math.max(8, Math.hypot(a.x - b.x, a.y - b.y)) : 1;
-    };
-    const distance = apart();
+    const distance = fingerDistance(this.fingers.values());
     this.fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     const [x, y] = [event.clientX - before.x, event.clientY - before.y];
     this.moved += Math.hypot(x, y);
-    if (this.fingers.size > 1) this.turnBy(0, 0, apart() / distance);
+    if (this.fingers.size > 1) this.turnBy(0, 0, fingerDistance(this.fingers.values()) / distance);
     else this.turnBy(-x * RADIANS_PX, y * RADIANS_PX, 1);
   }
 

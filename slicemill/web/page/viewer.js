@@ -22,6 +22,7 @@ const AHEAD = 8;
 /** Sections that are loaded ahead, in the direction of scrolling. */
 const POLL_MS = 200;
 const SLOW_POLL_MS = 1000;
+const PRELIMINARY = ", preliminary mask: the model's rules come at the end";
 
 /** @param {number} ms */
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -141,9 +142,7 @@ export class Viewer {
     const isChanged = JSON.stringify(progress) !== JSON.stringify(this.progress);
     this.progress = progress;
     if (!isChanged) return;
-    const readable = progress.masks.map((mask) => mask !== null && mask.is_complete && !mask.failure);
-    if (readable.some((one, index) => one !== Boolean(this.sections.readable[index])))
-      this.sections.setReadable(readable);
+    this.sections.setProgress(progress.masks);
     if (!this.hasMoved && this.part === null && progress.image.first_slice !== null) {
       this.cursor.z = progress.image.is_complete ? info.shape[0] >> 1 : progress.image.first_slice;
     }
@@ -454,11 +453,13 @@ export class Viewer {
   /** @param {Plane} plane @param {import("./api.js").CaseInfo} info @returns {import("./pane.js").Scene} */
   makeScene(plane, info) {
     const index = this.cursor[AXES[plane].across];
+    const most = extent(info.shape, AXES[plane].across);
     const section = this.fetchSection(plane, index, info);
     const overlays = this.overlays.flatMap((overlay, mask) => {
       const values = section?.masks[mask];
       return values && this.switches.masks ? [{ ...overlay, values }] : [];
     });
+    const isPreliminary = section?.masks.some((values, mask) => values && !this.progress?.masks[mask]?.is_complete);
     return {
       info,
       section,
@@ -471,7 +472,7 @@ export class Viewer {
       crosshair: this.switches.crosshair,
       lengths: this.lengths.shown,
       waiting: this.progress?.image.failure ? "Not readable" : "Reading …",
-      description: `${plane} ${index + 1} of ${extent(info.shape, AXES[plane].across)}`,
+      description: `${plane} ${index + 1} of ${most}${isPreliminary ? PRELIMINARY : ""}`,
     };
   }
 
@@ -487,7 +488,7 @@ export class Viewer {
     this.sections.keepOnly(plane, inside);
     const ahead = image.is_complete ? inside : [index];
     for (const one of ahead) {
-      if (this.sections.get(plane, one)) continue;
+      if (this.sections.isCurrent(plane, one)) continue;
       this.sections.load(plane, one).then(
         () => one === this.cursor[AXES[plane].across] && this.update(),
         (error) => {

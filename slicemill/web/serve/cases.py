@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Arriving:
         self._changed = threading.Condition()
 
     def add(self, z: int, count: int) -> None:
-        """Say that slices from `z` on were written."""
+        """Say that slices from `z` on were written; those of labels are, again, after the model's rules."""
         if not (z >= 0 and count >= 1 and z + count <= self.shape[0]):
             raise ReadError("slices outside of the scan were announced.", where=self.path.name)
         with self._changed:
@@ -107,7 +108,8 @@ class JobVolumes:
         """Return the case of the viewer."""
         scan = self._scan
         labels = Labels(model.labels, model.organ, model.tumor)
-        masks = [MaskSource(name=model.name, labels=labels, source=_source(model.name, self.label))]
+        label = replace(_source(model.name, self.label), has_preliminary=True)
+        masks = [MaskSource(name=model.name, labels=labels, source=label)]
         if model.gives_probability:
             name = "probability of tumor, before the rules"
             source = _source(name, self.probability)

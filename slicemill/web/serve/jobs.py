@@ -30,6 +30,7 @@ from slicemill.web.serve.records import (
     ChooseOrder,
     FailedMessage,
     FilesMessage,
+    LabeledMessage,
     Limits,
     PrepareOrder,
     ReadMessage,
@@ -248,8 +249,10 @@ class Jobs:
         assert volumes is not None  # noqa: S101
         job.set_status("waiting")
 
-        def advance(share: float) -> None:
-            job.share = share
+        def advance(more: LabeledMessage) -> None:
+            job.share = more.share
+            for z in more.slices:
+                volumes.label.add(z, 1)
             job.change()
 
         order = SegmentOrder(

@@ -4,23 +4,29 @@ Run as ``python -m slicemill.web.serve.model_child PROVIDER MODEL...``. It never
 child of a job has made int16 and a header of its own from them.
 """
 
+import os
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_json
 from slicemill.ct.formats.nifti.header import parse_grid
+from slicemill.ct.formats.nifti.stream import view_bytes
+from slicemill.ct.transpose import write_all
 from slicemill.infer.inputs.jobs import LoadedScan, find_training_differences
 from slicemill.infer.runtime.providers import Provider
-from slicemill.infer.single import count_units, segment
+from slicemill.infer.single import Watch, count_units, segment
 from slicemill.store.training_scans import summarize_scans
 from slicemill.web.serve.messages import Channel, Message
 from slicemill.web.serve.nodules import NodulesModel, open_nodules, write_candidates
@@ -89,11 +95,39 @@ class Orders:
             self._waiting.append(message.read(SegmentOrder))
 
 
-class Progress:
-    """Tells how much of a scan is labeled, and ends the work on one that was canceled."""
+class Labels:
+    """The file of a scan's labels: slices as they are labeled, and then all of them after the model's rules."""
 
-    def __init__(self, channel: Channel, orders: Orders, job: int, total: int) -> None:
+    def __init__(self, descriptor: int, shape: tuple[int, int, int]) -> None:
+        os.ftruncate(descriptor, int(np.prod(shape)))
+        self._descriptor = descriptor
+        self.fresh: list[int] = []
+        """Slices that were written and not told of."""
+
+    def write(self, label: npt.NDArray[np.uint8], slices: Sequence[int]) -> None:
+        """Write slices of uint8[z, y, x]."""
+        for z in slices:
+            section = np.ascontiguousarray(label[z])
+            write_all(self._descriptor, view_bytes(section), z * section.size, None)
+        self.fresh += slices
+
+
+@contextmanager
+def open_labels(order: SegmentOrder) -> Iterator[Labels]:
+    """Open the file LABEL of a job; it is never shortened, as the server reads it meanwhile."""
+    descriptor = os.open(Path(order.folder) / LABEL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        yield Labels(descriptor, order.shape)
+    finally:
+        os.close(descriptor)
+
+
+class Progress:
+    """Tells which slices are labeled, and ends the work on a scan that was canceled."""
+
+    def __init__(self, channel: Channel, orders: Orders, job: int, total: int, labels: Labels) -> None:
         self._channel, self._orders, self._job, self._total = channel, orders, job, total
+        self._labels = labels
         self._done, self._told = 0, 0.0
 
     def advance(self, count: int) -> None:
@@ -109,7 +143,9 @@ class Progress:
         self._done += count
         if time.monotonic() - self._told > REPORT_SECONDS:
             self._told = time.monotonic()
-            self._channel.send(LabeledMessage(job=self._job, share=min(1.0, self._done / self._total)))
+            share, slices = min(1.0, self._done / self._total), tuple(self._labels.fresh)
+            self._labels.fresh.clear()
+            self._channel.send(LabeledMessage(job=self._job, share=share, slices=slices))
 
 
 def main() -> None:
@@ -128,7 +164,8 @@ def main() -> None:
         if orders.is_canceled(order.job):
             continue
         try:
-            channel.send(_segment(models[order.model], order, channel, orders))
+            with open_labels(order) as labels:
+                channel.send(_segment(models[order.model], order, channel, orders, labels))
         except CanceledError:
             continue
         except Exception as error:  # noqa: BLE001 (any error fails one job)
@@ -166,7 +203,9 @@ def describe_model(opened: NodulesModel) -> ModelRecord:
     )
 
 
-def _segment(opened: NodulesModel, order: SegmentOrder, channel: Channel, orders: Orders) -> SegmentedMessage:
+def _segment(
+    opened: NodulesModel, order: SegmentOrder, channel: Channel, orders: Orders, labels: Labels
+) -> SegmentedMessage:
     folder = Path(order.folder)
     grid = parse_grid((folder / HEADER).read_bytes())
     volume = np.fromfile(folder / IMAGE, dtype="<i2").reshape(order.shape)
@@ -176,15 +215,18 @@ def _segment(opened: NodulesModel, order: SegmentOrder, channel: Channel, orders
     trained = None if order.is_picture else model.info.training_scans  # a picture's window cuts its HU
     differences = find_training_differences(trained, volume, grid)
     loaded = LoadedScan(volume=volume, grid=grid, header=b"", warnings=(*order.warnings, *differences))
-    progress = Progress(channel, orders, order.job, count_units(model, grid))
+    progress = Progress(channel, orders, order.job, count_units(model, grid), labels)
     judged: list[ScanCandidates] = []
     segmentation, report = segment(
         model,
         loaded,
         MASK_NAME,
-        progress.advance,
+        Watch(
+            advance=progress.advance,
+            labeled=labels.write,
+            before_rules=lambda found: judged.extend(opened.find(loaded, found, MASK_NAME)),
+        ),
         z_range="auto" if opened.judge is None else "all",  # candidates may lie anywhere
-        before_rules=lambda labels: judged.extend(opened.find(loaded, labels, MASK_NAME)),
     )
     (folder / RESULTS).mkdir(mode=0o700)
     answer = write_candidates(folder / RESULTS, judged[0], loaded) if judged else None
@@ -192,7 +234,7 @@ def _segment(opened: NodulesModel, order: SegmentOrder, channel: Channel, orders
     write_json(folder / RESULTS / REPORT, document)
     if segmentation.tumor_probability is not None:
         segmentation.tumor_probability.tofile(folder / PROBABILITY)
-    segmentation.label.tofile(folder / LABEL)
+    labels.write(segmentation.label, range(order.shape[0]))
     return SegmentedMessage(
         job=order.job,
         report=document,

@@ -63,9 +63,9 @@ class Models:
             self.failure = f"the models cannot be loaded: {error}"
 
     async def segment(
-        self, order: SegmentOrder, begun: Callable[[], None], progress: Callable[[float], None]
+        self, order: SegmentOrder, begun: Callable[[], None], progress: Callable[[LabeledMessage], None]
     ) -> SegmentedMessage:
-        """Label a scan in its turn; `begun` is called when it is, `progress` with the share that is labeled.
+        """Label a scan in its turn; `begun` is called when it is, `progress` when more of it is labeled.
 
         Raises
         ------
@@ -120,12 +120,12 @@ class Models:
         await self._load()
 
 
-def _take(message: Message, job: int, progress: Callable[[float], None]) -> SegmentedMessage | None:
+def _take(message: Message, job: int, progress: Callable[[LabeledMessage], None]) -> SegmentedMessage | None:
     """Return the result if a message has it; messages about a job that was canceled are passed over."""
     if message.record.get("job") != job:
         return None
     if message.kind == LabeledMessage.__name__:
-        progress(message.read(LabeledMessage).share)
+        progress(message.read(LabeledMessage))
         return None
     if message.kind == FailedMessage.__name__:
         raise InputError(message.read(FailedMessage).reason)

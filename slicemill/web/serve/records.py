@@ -232,6 +232,8 @@ class LabeledMessage:
     job: int
     share: float
     """0 to 1."""
+    slices: tuple[int, ...]
+    """Slices in LABEL since the last message, before the model's rules are applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
