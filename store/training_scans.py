@@ -156,7 +156,7 @@ def summarize_scans(trained: TrainingScans) -> str:
     if trained.slice_spacing_mm is None:
         text = f"single slices, {text}"
     else:
-        text = "slices {:.3g} to {:.3g} mm apart, {}".format(*trained.slice_spacing_mm, text)
+        text = "slices {:.3g} to {:.3g} mm apart".format(*trained.slice_spacing_mm) + f", {text}"
     if trained.body_hu is not None:
         text += ", median HU of the body {:.0f} to {:.0f}".format(*trained.body_hu[1])
     return f"{text}; {trained.cases} scans were looked at"
