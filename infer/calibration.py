@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 FEWEST = 20
 """Fewest candidates in nodules, and fewest elsewhere, for two numbers that are fitted to them."""
 BINS = 10
-TEMPERATURES, SHIFTS = (0.5, 20.0), (-12.0, 1.4)
+TEMPERATURES, SHIFTS = (0.5, 20.0), (-40.0, 1.4)
 """Limits. The log odds of the float32 next to 1 are 16.6, and (16.6 + 1.4) / 0.5 is 36, where float64 still has
 different numbers below 1."""
 WEIGHT = "segmentation_weight"
