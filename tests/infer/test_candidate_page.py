@@ -229,6 +229,23 @@ def test_the_page_says_what_the_probability_is(run):
     assert "No classifier judged them: the probability is the mean of the segmentation's own" in text
 
 
+@pytest.mark.parametrize(
+    ("calibration", "said"),
+    [
+        (None, "cls.onnx."),
+        ({"temperature": 2.0, "shift": -1.0}, "cls.onnx, calibrated by <code>tune</code>."),
+        (
+            {"temperature": 2.0, "shift": -1.0, "segmentation_weight": 0.7},
+            "<code>tune</code> together with the mean of the segmentation's own in the candidate.",
+        ),
+    ],
+)
+def test_the_page_says_whose_the_probability_is(calibration, said, tmp_path):
+    found = make_found([make_row()], calibration=calibration)
+    write_candidate_page(tmp_path / "p.html", "ct", found, np.zeros((4, 8, 8), np.int16), np.eye(4), 1.0)
+    assert said in " ".join((tmp_path / "p.html").read_text().split()).replace("&#39;", "'")
+
+
 def test_a_size_without_candidates_is_refused(tmp_path):
     model = write_model(tmp_path / "m.onnx", {"lung": 1})
     code, text = infer_command(model, tmp_path, "--viewer-mb", "3")
