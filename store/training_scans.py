@@ -178,5 +178,9 @@ def decode_training_scans(text: str | None, where: str) -> TrainingScans | None:
     if not all(0 <= low <= high < math.inf for low, high in sizes) or not all(
         -math.inf < low <= high < math.inf for low, high in trained.body_hu or ()
     ):
-        raise ModelError(f"{problem}: a range must rise from its least to its greatest number.")
+        raise ModelError(
+            "its description of the training scans is damaged; export it again: a range must rise from least to "
+            "greatest.",
+            where=where,
+        )
     return trained

@@ -130,7 +130,7 @@ def test_the_settings_are_those_of_the_recipe_but_for_few(tmp_path):
     path.write_text(DemoAmounts(crop=96, steps=7).settings())
     recipe = make_config("nodules")
     config = read_config(path, recipe)
-    assert (config.crop, config.steps, config.width, config.validation) == (96, 7, 12, 0.2)
+    assert (config.crop, config.steps, config.width, config.validation) == (96, 7, 8, 0.2)
     assert (config.test, config.spacing_mm, config.max_minutes) == (0.0, 0.0, 0.0)
     changed = {name for name, value in asdict(config).items() if value != getattr(recipe, name)}
     assert changed <= {"crop", "steps", "width", "validation", "test", "spacing_mm"}
@@ -139,7 +139,7 @@ def test_the_settings_are_those_of_the_recipe_but_for_few(tmp_path):
 def test_the_time_grows_with_the_amounts():
     usual = sum(step.seconds for step in DemoAmounts().steps_of_demo())
     assert usual < 8 * 60
-    for more in ({"cases": 48}, {"test_cases": 16}, {"steps": 300}, {"epochs": 12}, {"crop_epochs": 80}):
+    for more in ({"cases": 48}, {"test_cases": 16}, {"steps": 900}, {"epochs": 12}, {"crop_epochs": 12}):
         assert sum(step.seconds for step in DemoAmounts(**more).steps_of_demo()) > usual
 
 

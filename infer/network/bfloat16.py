@@ -10,7 +10,7 @@ with every other provider (`slicemill.infer.parity_check`).
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,7 @@ from slicemill.ct.phantom import make_phantom
 from slicemill.ct.phantom_canvas import PhantomSpec
 from slicemill.infer.runtime.messages import find_cause
 from slicemill.store.label_differences import compare_labels
-
-if TYPE_CHECKING:
-    from slicemill.infer.network.model import Model
+from slicemill.store.model_card import ModelInfo
 
 FLAGS = {"avx512_bf16", "amx_bf16"}
 """Features of a processor that multiplies numbers in bfloat16; one is enough."""
@@ -38,12 +36,29 @@ SPACING_MM, MIDDLE_MM = 5.0, 20.0
 """Distance of the phantom's slices, and its middle above that of the abdomen: in the liver."""
 
 
+class Runnable(Protocol):
+    """What is needed of a model (`slicemill.infer.network.model.Model`)."""
+
+    reason: str
+    info: ModelInfo
+    session: Any
+
+    def run(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> Any:
+        """Run the network where it was opened."""
+
+    def run_on_cpu(self, image: npt.NDArray[np.int16], neighbors: npt.NDArray[np.int32]) -> tuple[Any, Any]:
+        """Return labels and logits by onnxruntime on the processor, in float32."""
+
+
+M = TypeVar("M", bound=Runnable)
+
+
 def has_bfloat16() -> bool:
     """Return whether the processor computes in bfloat16."""
     return not FLAGS.isdisjoint(processor_flags())
 
 
-def choose_bfloat16(model: "Model", open_openvino: Callable[[], "Model"]) -> "Model":
+def choose_bfloat16(model: M, open_openvino: Callable[[], M]) -> M:
     """Return the model on OpenVINO if that computes in bfloat16 here and labels alike, else `model`, with the reason.
 
     Parameters
@@ -76,7 +91,7 @@ def choose_bfloat16(model: "Model", open_openvino: Callable[[], "Model"]) -> "Mo
     return faster
 
 
-def compare_with_float32(model: "Model", reference: "Model") -> float:
+def compare_with_float32(model: Runnable, reference: Runnable) -> float:
     """Return the share of label pixels of a phantom's middle slices in which two models differ, ties excluded."""
     context = model.info.context
     volume = draw_slices(SLICES + context - 1, model.info.size)

@@ -118,7 +118,7 @@ def test_diameters_and_counts_are_those_of_luna16():
     """Median 6.4 mm; 42, 34, 20 and 4 % in its bands; a third of the scans without, at most 12 in one."""
     rng = np.random.default_rng(0)
     diameters = np.array([draw_diameter(rng) for _ in range(20_000)])
-    counts = np.array([draw_count(rng) for _ in range(20_000)])
+    counts = np.array([draw_count(SPEC, rng) for _ in range(20_000)])
     assert np.median(diameters) == pytest.approx(6.4, abs=0.1)
     bands = np.histogram(diameters, [3, 6, 10, 20, 33])[0] / len(diameters)
     assert bands == pytest.approx([0.42, 0.34, 0.20, 0.04], abs=0.01)
