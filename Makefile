@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CARD := .venv-card
-PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup
+# A process of tests that crashes ends the run: xdist waits for ever for the tests of its group otherwise.
+PYTEST = $(BIN)/pytest -q -n $(JOBS) --dist loadgroup --max-worker-restart 0
 JOBS ?= 2
 # The tools of the tests that need no torch; of the extra dev without what takes long to install.
 LIGHT := pytest pytest-timeout pytest-xdist hypothesis SimpleITK 'moto[server]' tensorstore blosc2 pynrrd dcm2niix dcmqi

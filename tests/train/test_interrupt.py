@@ -2,12 +2,13 @@
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,13 +69,14 @@ class TestInterruptions:
     def test_a_stop_within_validation_or_mining_keeps_every_step(self, module, name, stored, tmp_path, monkeypatch):
         config = replace(TINY, epochs=2, steps=3, mining=1, hard_share=0.3, tumor_share=0.3, organ_share=0.2)
         train(stored, tmp_path / "whole", config, log=no_log)
-        work = getattr(module, name)
+        work, requested = getattr(module, name), threading.Event()
 
         def stop_and_work(*given):
-            os.kill(os.getpid(), signal.SIGTERM)
+            requested.set()
             return work(*given)
 
         with monkeypatch.context() as patched:
+            patched.setattr(loop, "catch_stop_signals", lambda: nullcontext(requested))
             patched.setattr(module, name, stop_and_work)
             with pytest.raises(KeyboardInterrupt):
                 train(stored, tmp_path / "stopped", config, log=no_log)
