@@ -30,7 +30,7 @@ SIZE = 24
 """Rows and columns of the tiny cases."""
 LITS = Params(labels=LITS_LABELS)
 ALONE = ("--workers", 1, "--viewer-mb", 0)
-"""One worker, and no pages of slices, which would be most of the time: a page costs the same in any collection."""
+"""One worker, and pages without slices: these cost the same for a case of any collection."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """The curves of a run take most of the time of a training of few steps: only tests of the curves draw them."""
 
+import shutil
+
 import pytest
 from PIL import Image
 
@@ -23,3 +25,9 @@ def no_curves(request, monkeypatch):
 @pytest.fixture
 def drawn_curves():
     """Let the trainings and reports of a test draw their curves."""
+
+
+@pytest.fixture
+def own_run(trained, tmp_path):
+    """A copy of the trained run, for tests that claim it: other processes of tests share the first one."""
+    return shutil.copytree(trained, tmp_path / "own_run")

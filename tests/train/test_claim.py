@@ -48,7 +48,7 @@ def test_a_second_training_is_refused_before_the_firsts_epoch_ends_and_changes_n
 
 
 @pytest.mark.slow
-def test_a_run_in_training_is_not_exported_and_exports_do_not_refuse_each_other(stored, trained, model, tmp_path):
+def test_a_run_in_training_is_not_exported_and_exports_do_not_refuse_each_other(stored, own_run, model, tmp_path):
     def export_too(line):
         if line.startswith("epoch"):  # the weights are there
             with pytest.raises(ConfigError, match="run: a command is training in this folder, so its weights change"):
@@ -59,10 +59,10 @@ def test_a_run_in_training_is_not_exported_and_exports_do_not_refuse_each_other(
 
     train(stored, tmp_path / "run", SHORT, log=export_too)
     assert not (tmp_path / "a.onnx").exists()
-    with claim_to_train(trained), pytest.raises(ConfigError, match="training in this folder"):
-        check(trained, model)
-    check(trained, model)  # the claim ended with its block
-    with claim_to_read(trained), claim_to_train(tmp_path / "other"):
+    with claim_to_train(own_run), pytest.raises(ConfigError, match="training in this folder"):
+        check(own_run, model)
+    check(own_run, model)  # the claim ended with its block
+    with claim_to_read(own_run), claim_to_train(tmp_path / "other"):
         pass
 
 

@@ -365,11 +365,11 @@ class TestReport:
         train(stored, run, TINY, log=no_log)
         assert (run / REPORT).stat().st_mtime_ns == written
 
-    def test_the_command_ends_with_the_path_of_the_page(self, trained, stored):
-        words = ["train", str(stored), str(trained), "--config", str(trained / "config.toml")]
+    def test_the_command_ends_with_the_path_of_the_page(self, own_run, stored):
+        words = ["train", str(stored), str(own_run), "--config", str(own_run / "config.toml")]
         done = CliRunner().invoke(commands(), words)
         assert done.exit_code == 0
-        assert done.stdout.splitlines()[-1].endswith(str(trained / REPORT))
+        assert done.stdout.splitlines()[-1].endswith(str(own_run / REPORT))
 
     def test_an_empty_prediction_of_an_empty_reference_is_no_case_to_show(self, several, tmp_path):
         """A network that finds nothing, and a reference that is ignored throughout: no Dice and no pictures."""

@@ -62,20 +62,20 @@ class TestRun:
         history = read_state(trained).history
         assert history[-1].loss < history[0].loss
 
-    def test_a_finished_run_is_left_alone(self, stored, trained):
-        before = (trained / "last.safetensors").read_bytes()
-        assert train(stored, trained, TINY, log=no_log).epoch == TINY.epochs
-        assert (trained / "last.safetensors").read_bytes() == before
+    def test_a_finished_run_is_left_alone(self, stored, own_run):
+        before = (own_run / "last.safetensors").read_bytes()
+        assert train(stored, own_run, TINY, log=no_log).epoch == TINY.epochs
+        assert (own_run / "last.safetensors").read_bytes() == before
 
-    def test_other_settings_in_the_same_folder_are_refused(self, stored, trained):
+    def test_other_settings_in_the_same_folder_are_refused(self, stored, own_run):
         with pytest.raises(ConfigError, match=r"run with other settings \(context 3 -> 5\)"):
-            train(stored, trained, replace(TINY, context=5), log=no_log)
+            train(stored, own_run, replace(TINY, context=5), log=no_log)
 
-    def test_another_split_for_a_run_that_was_begun_is_refused(self, stored, trained, tmp_path):
-        split = read_split(trained / "split.json", open_store(stored).case_ids)
+    def test_another_split_for_a_run_that_was_begun_is_refused(self, stored, own_run, tmp_path):
+        split = read_split(own_run / "split.json", open_store(stored).case_ids)
         write_split(tmp_path / "other.json", Split(train=split.train, validation=split.test, test=split.validation))
         with pytest.raises(ConfigError, match="started with another split"):
-            train(stored, trained, TINY, split_file=tmp_path / "other.json", log=no_log)
+            train(stored, own_run, TINY, split_file=tmp_path / "other.json", log=no_log)
 
     def test_overwrite_with_a_wrong_setting_removes_nothing(self, stored, trained, tmp_path):
         run = shutil.copytree(trained, tmp_path / "run")
@@ -92,11 +92,11 @@ class TestRun:
         with pytest.raises(ConfigError, match="is not the folder of a run"):
             remove_run(run)
 
-    def test_another_store_for_a_run_that_was_begun_is_refused(self, stored, trained, tmp_path):
+    def test_another_store_for_a_run_that_was_begun_is_refused(self, stored, own_run, tmp_path):
         copy = shutil.copytree(stored, tmp_path / "copy")
         shutil.rmtree(copy / "scans.zarr" / "volume-5")
         with pytest.raises(ConfigError, match="have changed since the run started"):
-            train(copy, trained, TINY, log=no_log)
+            train(copy, own_run, TINY, log=no_log)
 
     def test_a_run_without_a_finished_epoch_is_not_exported(self, stored, trained, tmp_path):
         run = shutil.copytree(trained, tmp_path / "run")
@@ -154,11 +154,11 @@ class TestRun:
         assert state.epoch < 1000
         assert time.time() - start < 60
 
-    def test_the_threads_of_torch_are_what_they_were(self, stored, trained):
+    def test_the_threads_of_torch_are_what_they_were(self, stored, own_run):
         before = torch.get_num_threads()
         torch.set_num_threads(before + 3)
         try:
-            train(stored, trained, TINY, log=no_log)
+            train(stored, own_run, TINY, log=no_log)
             assert torch.get_num_threads() == before + 3
         finally:
             torch.set_num_threads(before)

@@ -161,7 +161,9 @@ class _EpochInProgress:
         self._pending = begin_record(positions, result, setup.processes)
 
     def record_pending(self) -> None:
-        """Record the loss of the last step, and the time of all steps so far."""
+        """Record the loss of the last step, and the time of all steps so far, which has no time of validation."""
+        if self._pending is None:
+            return
         self.tally.record(self._pending, self._training.losses, self._training.setup.pool)
         self._pending, self.tally.seconds = None, self.seconds()
 

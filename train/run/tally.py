@@ -80,7 +80,7 @@ class Tally:
         """Return the number of steps recorded."""
         return len(self.losses)
 
-    def record(self, step: PendingStep | None, by_slice: SliceLosses, pool: Pool) -> None:
+    def record(self, step: PendingStep, by_slice: SliceLosses, pool: Pool) -> None:
         """Add the loss of a step, and update the loss of each of its slices, including those of other processes.
 
         Raises
@@ -88,8 +88,6 @@ class Tally:
         ConfigError
             The loss is not finite.
         """
-        if step is None:
-            return
         losses = step.losses.wait()
         loss = float(losses[0])
         if not math.isfinite(loss):
