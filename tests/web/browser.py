@@ -32,11 +32,7 @@ class Shown:
         return self
 
     def wait_until_read(self):
-        self.wait(
-            "!document.querySelector('#main').hidden && document.querySelector('#reading').hidden"
-            " && document.querySelectorAll('.caption')[0].textContent"
-            " && !/Reading|Looking/.test(document.querySelector('#parts-text').textContent)"
-        )
+        self.wait("!document.querySelector('#main').hidden && document.querySelector('#panes').ariaBusy === 'false'")
         self.settle()
 
     def wait(self, condition):
@@ -47,7 +43,7 @@ class Shown:
             time.sleep(0.02)
 
     def settle(self):
-        """Wait until what is wanted was loaded and drawn."""
+        """Wait until what is wanted was loaded and drawn: keys and answers are drawn with the next frame."""
         frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
         self.page.evaluate(frames)
         self.wait("![...document.querySelectorAll('.pane.is-waiting')].some((pane) => pane.offsetParent !== null)")

@@ -22,8 +22,11 @@ const AHEAD = 8;
 /** Sections that are loaded ahead, in the direction of scrolling. */
 const POLL_MS = 200;
 const SLOW_POLL_MS = 1000;
+const LOOKING = "Looking for parts …";
 const PRELIMINARY = ", preliminary mask: the model's rules come at the end";
 
+/** Volumes not read yet. @param {import("./api.js").Progress} progress */
+const unread = ({ image, masks }) => [image, ...masks].filter((one) => one && !one.is_complete && !one.failure);
 /** @param {number} ms */
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -101,6 +104,7 @@ export class Viewer {
     this.part = null;
     this.partsOf = null;
     this.hasMoved = false;
+    byId("panes", HTMLElement).ariaBusy = "true";
     this.clearLengths();
     byId("labels", HTMLElement).replaceChildren();
     for (const pane of this.panes) pane.clear();
@@ -119,7 +123,9 @@ export class Viewer {
       this.resetViews();
       await this.follow(number);
     } catch (error) {
-      if (number === this.number) this.fail(error);
+      if (number !== this.number) return;
+      byId("panes", HTMLElement).ariaBusy = "false";
+      this.fail(error);
     }
   }
 
@@ -129,8 +135,7 @@ export class Viewer {
       const progress = await getProgress(number);
       if (number !== this.number || !this.info) return;
       this.applyProgress(progress, this.info);
-      const volumes = [progress.image, ...progress.masks].filter((one) => one !== null);
-      if (volumes.every((one) => one.is_complete || one.failure)) break;
+      if (!unread(progress).length) break;
       await sleep(round < 100 ? POLL_MS : SLOW_POLL_MS);
     }
     // the next case is read meanwhile; if it cannot be, its turn will show why
@@ -184,12 +189,12 @@ export class Viewer {
   }
 
   /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
-  showReading({ image, masks, warnings }, info) {
-    const open = [image, ...masks].filter((one) => one !== null && !one.is_complete && !one.failure).length;
+  showReading(progress, info) {
+    const { image, masks, warnings } = progress;
     const volumes = [image, ...masks].filter((one) => one !== null);
     const read = volumes.reduce((sum, one) => sum + one.slices, 0);
     const all = volumes.length * info.shape[0];
-    byId("reading", HTMLElement).hidden = !open;
+    byId("reading", HTMLElement).hidden = !unread(progress).length;
     byId("reading-text", HTMLElement).textContent = `Reading: ${read} of ${all} slices`;
     byId("reading-bar", HTMLProgressElement).value = read / all;
     fillList(byId("warnings", HTMLElement), warnings.map(clean));
@@ -203,7 +208,7 @@ export class Viewer {
     const image = this.progress?.image;
     const isRead = progress?.is_complete && (image?.is_complete || image?.failure);
     if (partsOf && isRead && !this.parts && !this.partsFailure) {
-      this.partsFailure = "Looking for parts …";
+      this.partsFailure = LOOKING;
       try {
         const parts = await getParts(number, partsOf.mask, partsOf.value);
         if (number !== this.number || partsOf !== this.partsOf) return;
@@ -443,11 +448,16 @@ export class Viewer {
         crosshair: this.switches.crosshair,
       });
     }
-    for (const pane of this.panes) {
-      if (pane.element.offsetParent === null) continue; // not shown
-      pane.draw(this.makeScene(pane.plane, info));
-    }
+    const shown = this.panes.filter((pane) => pane.element.offsetParent !== null);
+    for (const pane of shown) pane.draw(this.makeScene(pane.plane, info));
     this.drawSlider(info);
+    byId("panes", HTMLElement).ariaBusy = String(this.isBusy(shown));
+  }
+
+  /** Whether more is to come, such as a jump to the first part. @param {Pane[]} shown */
+  isBusy(shown) {
+    if (!this.progress || this.partsFailure === LOOKING || unread(this.progress).length) return true;
+    return !this.progress.image.failure && shown.some((pane) => !pane.scene?.section);
   }
 
   /** @param {Plane} plane @param {import("./api.js").CaseInfo} info @returns {import("./pane.js").Scene} */
