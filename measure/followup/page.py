@@ -18,7 +18,7 @@ from slicemill.measure.followup.recist import (
 )
 from slicemill.measure.lesions.case_page import SHOWN, Table, describe_size, list_provenance
 from slicemill.measure.lesions.measurements import round_record
-from slicemill.measure.lesions.pictures import CaptionedPicture, draw_lesion, to_png
+from slicemill.measure.lesions.pictures import CaptionedPicture, draw_lesion, to_jpeg
 from slicemill.measure.lesions.records import CaseOrigin
 
 FIGURES = {
@@ -150,7 +150,7 @@ def draw_target(
     """Draw a target at baseline and its successors at follow-up."""
     at_baseline, at_followup = f"Target {target.baseline_id}, baseline", f"Target {target.baseline_id}, follow-up"
     later = [draw(at_followup, points[1], lesion_id) for lesion_id in find_successors(target, changes)]
-    vanished = CaptionedPicture(caption=f"{at_followup}: the lesion has vanished.", png=None)
+    vanished = CaptionedPicture(caption=f"{at_followup}: the lesion has vanished.", jpeg=None)
     return [draw(at_baseline, points[0], target.baseline_id), *(later or [vanished])]
 
 
@@ -167,5 +167,5 @@ def draw(title: str, point: TimePoint, lesion_id: int | None) -> CaptionedPictur
     lesion = round_record(next(one for one in point.lesions if one.id == lesion_id))
     return CaptionedPicture(
         caption=f"{title}: lesion {lesion.id}, {describe_size(lesion)}, key slice {lesion.key_z}",
-        png=to_png(draw_lesion(point.volume, lesion)),
+        jpeg=to_jpeg(draw_lesion(point.volume, lesion)),
     )

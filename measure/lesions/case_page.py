@@ -12,7 +12,7 @@ from slicemill.common.html import render
 from slicemill.ct.page_slices import PageSlices, SlicedLesion, SlicedMask, make_page_slices
 from slicemill.ct.pictures import save_png
 from slicemill.measure.lesions.measurements import Intensities, LesionMeasurement, Volume
-from slicemill.measure.lesions.pictures import CaptionedPicture, draw_case, draw_lesion, to_png
+from slicemill.measure.lesions.pictures import CaptionedPicture, draw_case, draw_lesion, to_jpeg
 from slicemill.measure.lesions.records import CaseOrigin, CaseRecord
 
 SHOWN = 12
@@ -76,7 +76,7 @@ def write_case_page(out: Path, record: CaseRecord, volume: Volume, viewer_mb: fl
     captions = [caption_lesion(lesion) for lesion in record.lesions[:SHOWN]] or ["the segmentation"]
     save_png(out / f"{record.case}.png", images[0])
     pictures = [
-        CaptionedPicture(caption=caption, png=to_png(image)) for caption, image in zip(captions, images, strict=True)
+        CaptionedPicture(caption=caption, jpeg=to_jpeg(image)) for caption, image in zip(captions, images, strict=True)
     ]
     page = render(
         "measure/lesions/case_page.html",

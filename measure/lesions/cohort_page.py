@@ -10,7 +10,7 @@ from PIL import Image
 
 from slicemill.common.html import render
 from slicemill.common.terminal import format_number
-from slicemill.measure.lesions.pictures import to_png
+from slicemill.measure.lesions.pictures import to_jpeg
 from slicemill.measure.lesions.records import DISCLAIMER
 
 THUMB_PX = (220, 90)
@@ -111,13 +111,13 @@ def list_figures(rows: Sequence[CaseRow], failed: Sequence[FailedCase]) -> list[
 
 
 def make_thumb(path: Path) -> bytes | None:
-    """Return the left part of a case's picture as a small PNG; None without a picture."""
+    """Return the left part of a case's picture as a small JPEG; None without a picture."""
     if not path.exists():
         return None
     with Image.open(path) as picture:
         left = picture.convert("RGB").crop((0, 0, min(picture.width, 2 * picture.height), picture.height))
     left.thumbnail(THUMB_PX)
-    return to_png(left)
+    return to_jpeg(left)
 
 
 def make_histogram(name: str, values: Sequence[float]) -> Histogram | None:

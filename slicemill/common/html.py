@@ -43,7 +43,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell_text, "png_url": png_url, "script_sha256": script_sha256, "plain": to_plain}
+    environment.filters |= {
+        "cell": _cell_text,
+        "png_url": png_url,
+        "jpeg_url": jpeg_url,
+        "script_sha256": script_sha256,
+        "plain": to_plain,
+    }
     environment.globals |= {
         "page_script": markupsafe.Markup(script),  # noqa: S704 (a file of this package)
         "candidates_script": markupsafe.Markup(join_scripts(CANDIDATES)),  # noqa: S704 (files of this package)
@@ -64,3 +70,8 @@ def _cell_text(value: object) -> str:
 def png_url(png: bytes) -> str:
     """Return a PNG as a ``data:`` URL."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def jpeg_url(jpeg: bytes) -> str:
+    """Return a JPEG as a ``data:`` URL."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

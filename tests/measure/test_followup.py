@@ -41,7 +41,7 @@ def test_the_page_shows_both_times_of_every_target_and_each_new_lesion(page_of, 
         "New at follow-up",
     ]
     assert "Target 2, follow-up: the lesion has vanished." in page
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/jpeg;base64,") == 4
     assert "PD (progressive disease)" in page
     assert "This is a computation and not a diagnosis." in page
     assert f"page: {tmp_path / 'out' / 'compare.html'}" in printed

@@ -141,7 +141,7 @@ def test_a_page_of_very_many_cases_has_thumbnails_of_the_first_only(tmp_path, mo
     monkeypatch.setattr(cohort_page, "MOST_PICTURES", 2)
     run(gather_jobs(three_cases / "scans", None, None), tmp_path / "two")
     pages = [(tmp_path / name / "report.html").read_text() for name in ("all", "two")]
-    assert [page.count("data:image/png") for page in pages] == [3, 2]
+    assert [page.count("data:image/jpeg") for page in pages] == [3, 2]
 
 
 def test_flags_send_a_person_to_look(tmp_path):
