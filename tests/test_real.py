@@ -21,9 +21,14 @@ from slicemill.store.tables import read_table
 HERE = Path(__file__).parents[1]
 MASKS_ALONE = "msd-labels-only"
 FOLDERS = ["nifti-edge-cases", "totalsegmentator-example", "msd-spleen-8", MASKS_ALONE]
+LARGE = ("totalsegmentator-example", "msd-spleen-8")
 TUMOR = Params(labels=make_labels({"tumor": 1}))
 
 pytestmark = pytest.mark.real
+
+
+def slow_if(is_slow, name):
+    return pytest.param(name, marks=pytest.mark.slow) if is_slow else name
 
 
 def command(*words):
@@ -68,7 +73,7 @@ def test_a_collection_of_masks_alone_is_refused(real_data, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("name", [name for name in FOLDERS if name != MASKS_ALONE])
+@pytest.mark.parametrize("name", [slow_if(name in LARGE, name) for name in FOLDERS if name != MASKS_ALONE])
 def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data, tmp_path):
     folder, store = real_data / name, tmp_path / "store"
     done = command("ingest", folder, store, "--workers", "2")
@@ -87,7 +92,7 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.slow) if name == MASKS_ALONE else name for name in FOLDERS),
+        *(slow_if(name in (*LARGE, MASKS_ALONE), name) for name in FOLDERS),
         *("sts-tumour-ct/STS_019", "sts-tumour-ct/STS_025"),
     ],
 )

@@ -36,6 +36,7 @@ def test_every_row_is_measured_on_the_cpu_too(tmp_path):
     assert record["machine"]["versions"]["onnxruntime"]
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_in_the_record_and_the_others_go_on(tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no kernel image")

@@ -27,6 +27,7 @@ rounds.serve_rounds(lambda: json.loads(sys.argv[1])["slices"])
 """
 
 
+@pytest.mark.slow
 def test_an_environment_is_made_once_for_the_same_versions_and_failures_are_one_sentence(tmp_path, monkeypatch):
     requirements, folder = tmp_path / "requirements.txt", tmp_path / "peer"
     requirements.write_text(f"{tmp_path.as_posix()}/no-such-package\n")

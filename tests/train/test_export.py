@@ -34,6 +34,7 @@ from tests.conftest import TINY
 WINDOW = np.array([[0, 1, 2]], np.int32)
 INSIDE = "inside.onnx"
 """Name of the copy whose biases are still in the transposed convolutions."""
+SLOW = pytest.mark.slow
 TELLING = tuple(replace(flavor, probability=True) for flavor in FLAVORS)
 
 
@@ -107,7 +108,7 @@ def test_the_graph_is_valid_in_one_file_and_holds_no_path_of_this_machine(model,
     assert b"site-packages" not in model.read_bytes()
 
 
-@pytest.mark.parametrize("flavor", [*FLAVORS[:3], *TELLING], ids=str)
+@pytest.mark.parametrize("flavor", [pytest.param(one, marks=SLOW) for one in FLAVORS[:3]] + [*TELLING], ids=str)
 def test_every_flavor_labels_as_torch_does_for_any_number_of_slices(flavor, file_of, best, rng):
     """The oracle is the bare network: torch's own softmax and argmax."""
     graph, opened = best.graph(flavor), session(file_of(flavor))
@@ -133,6 +134,7 @@ def test_bytes_are_the_same_hu_for_every_int16():
     assert np.array_equal(from_bytes(pairs).numpy(), every.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_label_values_need_not_follow_each_other(tmp_path, rng):
     labels = make_labels({"a": 3, "b": 200, "c": 7})
     torch.manual_seed(0)

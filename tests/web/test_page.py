@@ -53,8 +53,7 @@ def expected(shown, plane, scale=1, **style):
     return render(*sections, canvas=canvas, pixel_mm=PIXEL_MM[plane], width=width, **settings)
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-@pytest.mark.parametrize("size", [(1200, 800), (777, 613)])
+@pytest.mark.parametrize(("scale", "size"), [(1, (1200, 800)), (2, (777, 613))])
 def test_pixels_are_those_of_numpy(browser, served, scale, size):
     with showing(browser, served, scale=scale, width=size[0], height=size[1]) as shown:
         for plane in PLANES:
@@ -79,7 +78,7 @@ def test_left_and_right_are_right_in_eight_orders(browser, tmp_path):
     for codes in ORDERS:
         scan = write_scan(tmp_path / f"ct-{codes}.nii", make_image(), codes)
         found += find_entries(ViewRequest(path=scan))
-    with serving(found) as served, showing(browser, served) as shown:
+    with serving(found) as served, showing(browser, served, width=800, height=600) as shown:
         for codes in ORDERS:
             assert shown.text("#case-name") == f"ct-{codes}.nii"
             for plane in PLANES:
@@ -326,8 +325,7 @@ def test_the_token_leaves_the_address_and_a_reload_works(shown, served):
     shown.wait_until_read()
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize("size", [(1200, 800), (320, 640)])
+@pytest.mark.parametrize(("scheme", "size"), [("dark", (1200, 800)), ("light", (320, 640))])
 def test_axe_finds_no_fault(browser, served, scheme, size):
     if not AXE.exists():
         pytest.skip("axe-core is not here (npm install in tests/web)")
