@@ -24,7 +24,7 @@ from slicemill.ingest.plan import require_params
 from slicemill.ingest.stamps import locate, stamp_case
 from slicemill.store.writer import prepare_store
 
-CASES = {False: (500, 1000, 2000, 4000, 8000), True: (100, 300)}
+CASES = {False: (500, 2000, 8000), True: (100, 300)}
 """Numbers of cases, by `quick`."""
 SIZE = 24
 """Rows and columns of the tiny cases."""
