@@ -125,7 +125,7 @@ export class Sections {
     this.kept.clear();
   }
 
-  /** Return whether a mask can be fetched: all of it, or an axial slice that is preliminary.
+  /** Whether a mask can be fetched: all of it, or an axial slice that is preliminary.
    * @param {number} mask @param {Plane} plane @param {number} index */
   canRead(mask, plane, index) {
     const one = this.progress[mask];
@@ -133,7 +133,7 @@ export class Sections {
     return one.is_complete || (plane === "axial" && one.preliminary.includes(index));
   }
 
-  /** Return whether a section is kept with all masks that can be fetched. @param {Plane} plane @param {number} index */
+  /** Whether a section is kept with all masks that can be fetched. @param {Plane} plane @param {number} index */
   isCurrent(plane, index) {
     const masks = this.get(plane, index)?.masks;
     return Boolean(masks?.every((values, mask) => values || !this.canRead(mask, plane, index)));

@@ -118,7 +118,7 @@ export class Pane {
     context.putImageData(this.pixels, 0, 0);
   }
 
-  /** Return whether the picture differs from the one that was painted last. @param {Scene} scene */
+  /** Whether the picture differs from the one painted last. @param {Scene} scene */
   isChanged({ section, view, table, overlayKey, style }) {
     const { width, height } = this.canvas;
     const key = [

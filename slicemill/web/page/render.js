@@ -54,36 +54,37 @@ export function paint(section, mapping, table, overlays, style, width, height, p
 
 /** @param {{image: Int16Array, columns: number}} section @param {Int32Array} columns @param {Int32Array} rows
  * @param {Uint8Array} table @param {Uint32Array} pixels */
-function paintGray(section, columns, rows, table, pixels) {
+function paintGray({ image, columns: stride }, columns, rows, table, pixels) {
   const width = columns.length;
+  const pixelOf = firstPixels(columns, stride);
+  pixels.fill(BLACK);
   for (let y = 0; y < rows.length; y++) {
     const start = y * width;
+    if (rows[y] < 0) continue;
     if (y > 0 && rows[y] === rows[y - 1]) {
       pixels.copyWithin(start, start - width, start);
       continue;
     }
-    const row = rows[y] * section.columns;
-    for (let x = 0; x < width; x++) {
-      if (rows[y] < 0 || columns[x] < 0) {
-        pixels[start + x] = BLACK;
-      } else {
-        pixels[start + x] = BLACK + table[section.image[row + columns[x]] + 32768] * 0x010101;
-      }
+    const row = rows[y] * stride;
+    for (let x = pixelOf[0]; x < pixelOf[stride]; x++) {
+      pixels[start + x] = (table[image[row + columns[x]] + 32768] * 0x010101) | BLACK;
     }
   }
 }
 
 /** @param {Overlay} overlay @param {number} stride @param {Int32Array} columns @param {Int32Array} rows
  * @param {Style} style @param {Uint32Array} pixels */
-function paintMask(overlay, stride, columns, rows, style, pixels) {
-  const { values, owner, styles } = overlay;
+function paintMask({ values, owner, styles }, stride, columns, rows, style, pixels) {
   const width = columns.length;
-  const used = usedRows(overlay, stride);
+  const pixelOf = firstPixels(columns, stride);
   for (let y = 0; y < rows.length; y++) {
-    if (rows[y] < 0 || !used[rows[y]]) continue;
+    if (rows[y] < 0) continue;
     const row = rows[y] * stride;
-    for (let x = 0; x < width; x++) {
-      const label = columns[x] < 0 ? 0 : owner[values[row + columns[x]]];
+    let [first, end] = [0, stride];
+    while (first < end && !owner[values[row + first]]) first++;
+    while (first < end && !owner[values[row + end - 1]]) end--;
+    for (let x = pixelOf[first]; x < pixelOf[end]; x++) {
+      const label = owner[values[row + columns[x]]];
       if (!label) continue;
       const { inside, color, pattern } = styles[label - 1];
       if (style.outline && isEdge(values, inside, stride, columns, rows, x, y, style.width)) {
@@ -97,21 +98,20 @@ function paintMask(overlay, stride, columns, rows, style, pixels) {
   }
 }
 
-/** Return for each row of the section whether it has a shown label. @param {Overlay} overlay @param {number} stride */
-function usedRows({ values, owner }, stride) {
-  const used = new Uint8Array(values.length / stride);
-  for (let row = 0; row < used.length; row++) {
-    for (let index = row * stride; index < (row + 1) * stride; index++) {
-      if (owner[values[index]]) {
-        used[row] = 1;
-        break;
-      }
-    }
+/** First pixel in or after each column. @param {Int32Array} columns @param {number} count */
+function firstPixels(columns, count) {
+  const first = new Int32Array(count + 1);
+  let column = count;
+  for (let x = columns.length - 1; x >= 0; x--) {
+    if (columns[x] < 0) continue;
+    while (column > columns[x]) first[column--] = x + 1;
+    first[column] = x;
   }
-  return used;
+  while (column > 0) first[--column] = first[column + 1];
+  return first;
 }
 
-/** Return whether a pixel inside of a region is at most `reach` pixels from one outside; the canvas has no outside.
+/** Whether a pixel inside of a region is at most `reach` pixels from one outside; the canvas has no outside.
  * @param {Uint8Array} values @param {Uint8Array} inside @param {number} stride
  * @param {Int32Array} columns @param {Int32Array} rows @param {number} x @param {number} y @param {number} reach */
 function isEdge(values, inside, stride, columns, rows, x, y, reach) {

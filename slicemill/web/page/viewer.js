@@ -16,6 +16,8 @@ import { SurfacePane } from "./surface_pane.js";
 /** @typedef {import("./geometry.js").Plane} Plane */
 /** @typedef {import("./geometry.js").Voxel} Voxel */
 /** @typedef {import("./geometry.js").View} View */
+/** @typedef {import("./api.js").Progress} Progress */
+/** @typedef {import("./api.js").CaseInfo} CaseInfo */
 /** @typedef {"outline" | "fill" | "masks" | "crosshair" | "measuring" | "allPlanes"} Switch */
 
 const AHEAD = 8;
@@ -25,10 +27,9 @@ const SLOW_POLL_MS = 1000;
 const LOOKING = "Looking for parts …";
 const PRELIMINARY = ", preliminary mask: the model's rules come at the end";
 
-/** Volumes not read yet. @param {import("./api.js").Progress} progress */
+/** Volumes not read yet. @param {Progress} progress */
 const unread = ({ image, masks }) => [image, ...masks].filter((one) => one && !one.is_complete && !one.failure);
-/** @param {number} ms */
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const sleep = (/** @type {number} */ ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Viewer {
   /** @param {number} caseCount @param {(text: string) => void} onError */
@@ -37,9 +38,9 @@ export class Viewer {
     this.onError = onError;
     this.onControls = () => {};
     this.number = -1;
-    /** @type {import("./api.js").CaseInfo | null} */
+    /** @type {CaseInfo | null} */
     this.info = null;
-    /** @type {import("./api.js").Progress | null} */
+    /** @type {Progress | null} */
     this.progress = null;
     this.sections = new Sections(0, 0);
     /** @type {Voxel} */
@@ -142,7 +143,7 @@ export class Viewer {
     if (number === this.number && number + 1 < this.caseCount) await getCase(number + 1).catch(() => null);
   }
 
-  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  /** @param {Progress} progress @param {CaseInfo} info */
   applyProgress(progress, info) {
     const isChanged = JSON.stringify(progress) !== JSON.stringify(this.progress);
     this.progress = progress;
@@ -159,7 +160,7 @@ export class Viewer {
     this.update();
   }
 
-  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  /** @param {Progress} progress @param {CaseInfo} info */
   listLabels(progress, info) {
     this.labels = listLabels(info.masks, progress.masks, this.labels);
     this.overlays = makeOverlays(this.labels, info.masks.length);
@@ -188,7 +189,7 @@ export class Viewer {
     this.info = null;
   }
 
-  /** @param {import("./api.js").Progress} progress @param {import("./api.js").CaseInfo} info */
+  /** @param {Progress} progress @param {CaseInfo} info */
   showReading(progress, info) {
     const { image, masks, warnings } = progress;
     const volumes = [image, ...masks].filter((one) => one !== null);
@@ -460,7 +461,7 @@ export class Viewer {
     return !this.progress.image.failure && shown.some((pane) => !pane.scene?.section);
   }
 
-  /** @param {Plane} plane @param {import("./api.js").CaseInfo} info @returns {import("./pane.js").Scene} */
+  /** @param {Plane} plane @param {CaseInfo} info @returns {import("./pane.js").Scene} */
   makeScene(plane, info) {
     const index = this.cursor[AXES[plane].across];
     const most = extent(info.shape, AXES[plane].across);
@@ -487,7 +488,7 @@ export class Viewer {
   }
 
   /** Return a section if it is here; else load it, and those after it.
-   * @param {Plane} plane @param {number} index @param {import("./api.js").CaseInfo} info */
+   * @param {Plane} plane @param {number} index @param {CaseInfo} info */
   fetchSection(plane, index, info) {
     const image = this.progress?.image;
     if (!image || image.failure || image.first_slice === null) return undefined;
@@ -510,7 +511,7 @@ export class Viewer {
     return this.sections.get(plane, index);
   }
 
-  /** @param {import("./api.js").CaseInfo} info */
+  /** @param {CaseInfo} info */
   drawSlider(info) {
     const { across } = AXES[this.plane];
     const count = extent(info.shape, across);
