@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.common.errors import ConfigError
-from slicemill.ct.crops import SIDE, cut_crop
+from slicemill.ct.crops import CROP_MM, SIDE, cut_crop
 from slicemill.ct.labels import Labels
 from slicemill.infer.calibration import WEIGHT, calibrate, segmentation_weight
 from slicemill.infer.candidates.find import REACH_MM, Lump, LumpCounts, find_lumps
@@ -115,12 +115,15 @@ class CandidateJudge:
     def judge(self, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanCandidates:
         """Return the candidates of a scan whose labels are not post-processed yet, the most probable first.
 
-        `name` is the relative path of the scan's mask.
+        A classifier judges no single slice: nearly all of its cube would be air. `name` is the relative path of the
+        scan's mask.
         """
         probability = segmentation.tumor_probability
         assert probability is not None  # noqa: S101 (the model outputs it)
         label = segmentation.label if self.organ is not None else None
         lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
+        if self.shared is not None and len(loaded.volume) == 1:
+            lumps = []
         scores = self._score(loaded, lumps)
         rows = [_describe(lump, *score) for lump, score in zip(lumps, scores, strict=True)]
         # equal probabilities keep the order of the lumps
@@ -136,7 +139,7 @@ class CandidateJudge:
             outside_organ=counts.outside_organ,
             merged=counts.merged,
             cut=counts.cut,
-            warnings=tuple(filter(None, [self.warning, self._explain(counts)])),
+            warnings=tuple(filter(None, [self.warning, self._explain_depth(loaded), self._explain(counts)])),
             candidates=tuple(replace(row, number=number) for number, row in enumerate(rows, start=1)),
         )
 
@@ -161,6 +164,15 @@ class CandidateJudge:
             means = np.array([lump.mean for lump in part])
             found += zip(calibrate(scores.nodule, means, self._calibration).tolist(), malignancy, strict=True)
         return found
+
+    def _explain_depth(self, loaded: LoadedScan) -> str:
+        """Return a warning for a scan that is thinner than the cubes that the classifier judges; else nothing."""
+        count, thickness = len(loaded.volume), len(loaded.volume) * loaded.grid.spacing_mm[0]
+        if self.shared is None or thickness >= CROP_MM:
+            return ""
+        if count == 1:
+            return f"not judged: a single slice, and the classifier judges cubes of {CROP_MM:g} mm"
+        return f"{count} slices are {thickness:.3g} mm: the rest of the classifier's cubes of {CROP_MM:g} mm is air"
 
     def _explain(self, counts: LumpCounts) -> str:
         """Return what was taken away, as a phrase; empty if nothing was."""

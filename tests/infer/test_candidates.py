@@ -432,6 +432,25 @@ def test_a_classifier_of_another_segmentation_warns(models, scans, tmp_path):
     assert all("was trained on candidates of another segmentation" in row["warnings"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("slices", "warning"),
+    [
+        (1, "not judged: a single slice, and the classifier judges cubes of 48 mm"),
+        (3, "3 slices are 3.75 mm: the rest of the classifier's cubes of 48 mm is air"),
+        (40, ""),
+    ],
+)
+def test_a_scan_thinner_than_a_crop_is_named_and_a_single_slice_is_not_judged(models, tmp_path, slices, warning):
+    voxels = np.full((slices, 64, 64), -850, np.int16)
+    voxels[slices // 2, 20:26, 20:26] = 40
+    write_nifti(tmp_path / "in" / "a.nii.gz", voxels, SPACING)
+    run(models, tmp_path / "in", tmp_path / "out")
+    (found,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("*.candidates.json"))
+    assert found["found"] == 1
+    assert len(found["candidates"]) == (0 if slices == 1 else 1)
+    assert found["warnings"] == [warning] * bool(warning)
+
+
 def test_a_scan_named_like_the_table_is_refused(models, tmp_path):
     write_nifti(tmp_path / "in" / "candidates.nii.gz", np.full((3, 64, 64), -850, np.int16), SPACING)
     code, text = infer_command(models[0], tmp_path / "in", "--out", tmp_path / "out", "--classifier", models[1])
