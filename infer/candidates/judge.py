@@ -123,7 +123,7 @@ class CandidateJudge:
         label = segmentation.label if self.organ is not None else None
         lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
         if self.shared is not None and len(loaded.volume) == 1:
-            lumps = []
+            lumps = ()
         scores = self._score(loaded, lumps)
         rows = [_describe(lump, *score) for lump, score in zip(lumps, scores, strict=True)]
         # equal probabilities keep the order of the lumps

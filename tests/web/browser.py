@@ -44,10 +44,12 @@ class Shown:
 
     def settle(self):
         """Wait until what is wanted was loaded and drawn: keys and answers are drawn with the next frame."""
-        frames = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        self.page.evaluate(frames)
+        self.settle_frames()
         self.wait("![...document.querySelectorAll('.pane.is-waiting')].some((pane) => pane.offsetParent !== null)")
-        self.page.evaluate(frames)
+        self.settle_frames()
+
+    def settle_frames(self):
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def press(self, *keys):
         for key in keys:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import time
 import zipfile
 
 import nibabel as nib
@@ -167,6 +168,14 @@ def test_of_several_series_the_user_picks_one(page, tmp_path):
     assert len(details) == 2
     assert any(detail.startswith("7 slices") for detail in details)
     index = next(index for index, detail in enumerate(details) if detail.startswith("4 slices"))
+    deadline = time.monotonic() + 60
+    while sorted(page.state(job)["thumbnails"]) != [0, 1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    gray = np.frombuffer(page.client.get(f"/api/jobs/{job}/choices/{index}").content, np.uint8).reshape(96, 96)
+    assert {37, 142} <= set(np.unique(gray)), "-50 and 90 HU from -100 to 240"
+    assert (gray == 142).sum() / (gray > 0).sum() == pytest.approx(18 / 256, rel=0.2)
+    assert page.client.get(f"/api/jobs/{job}/choices/2").status_code == 404
     assert page.post(f"/api/jobs/{job}/choose", {"index": 7}).status_code == 400
     assert page.post(f"/api/jobs/{job}/choose", {"index": index}).status_code == 204
     state = page.wait(job)

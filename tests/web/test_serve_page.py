@@ -13,7 +13,7 @@ from slicemill.web.page_files import read_page_files
 from slicemill.web.serve.pictures import convert_picture
 from slicemill.web.serve.records import LIMITS, PictureRequest
 from tests.infer.networks import write_model, write_threshold
-from tests.web.browser import Shown
+from tests.web.browser import Shown, read_canvas
 from tests.web.jobs import TUMORS, make_hu, serving_jobs, write_nifti
 from tests.web.test_page import AXE
 from tests.web.test_serve_inputs import draw_picture, write_dicom, write_itk, zipped
@@ -185,6 +185,13 @@ def test_of_several_scans_the_person_picks_one(shown, tmp_path):
     shown.wait("document.querySelector('#choices').checkVisibility()")
     assert shown.page.locator("#choice-list button").count() == 2
     assert "12 slices of 40 x 32" in shown.text("#choice-list")
+    shown.wait("[...document.querySelectorAll('#choice-list canvas')].every((one) => one.width === 96)")
+    shown.settle_frames()
+    for number in (1, 2):
+        picture = read_canvas(shown.page, f"#choice-list li:nth-child({number}) canvas")
+        assert picture.shape == (96, 96, 3)
+        assert (picture == picture[..., :1]).all()
+        assert len(np.unique(picture)) > 1
     shown.page.click("#choice-list button:has-text('b.nii')")
     assert shown.wait_until_done().startswith("Tumor found: 1, ")
 

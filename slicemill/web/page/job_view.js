@@ -2,6 +2,7 @@
 /** A scan on the page: its steps, the answer, and what can be downloaded. */
 
 import { byId, clean, counted, cut, make, makeButton } from "./dom.js";
+import { getThumbnail } from "./jobs_api.js";
 
 /** @typedef {import("./jobs_api.js").Job} Job */
 
@@ -46,6 +47,7 @@ export function showJob(job, total, onChoose) {
   byId("work", HTMLElement).hidden = !isActive;
   byId("work-text", HTMLElement).textContent = text;
   const bar = byId("work-bar", HTMLProgressElement);
+  bar.hidden = job.status === "choosing"; // nothing goes on
   if (share === null) bar.removeAttribute("value");
   else bar.value = share;
   byId("cancel", HTMLElement).hidden = !isActive;
@@ -78,18 +80,46 @@ function showSteps({ steps }) {
 }
 
 /** @param {Job} job @param {(index: number) => void} onChoose */
-function showChoices({ status, choices }, onChoose) {
+function showChoices(job, onChoose) {
+  const { status, choices } = job;
   const box = byId("choices", HTMLElement);
   const isNew = box.hidden;
   box.hidden = status !== "choosing";
-  if (box.hidden || !isNew) return;
+  if (box.hidden) return;
   const list = byId("choice-list", HTMLElement);
+  if (isNew) listChoices(list, choices, onChoose);
+  for (const index of job.thumbnails) {
+    const canvas = list.querySelectorAll("canvas")[index];
+    if (canvas.dataset.drawn) continue;
+    canvas.dataset.drawn = "true";
+    getThumbnail(job.id, index).then(
+      (gray) => drawGray(canvas, gray),
+      () => {}, // a choice can be made without it
+    );
+  }
+}
+
+/** @param {HTMLCanvasElement} canvas @param {Uint8Array} gray values of a square, row by row */
+function drawGray(canvas, gray) {
+  canvas.width = canvas.height = Math.sqrt(gray.length);
+  const context = canvas.getContext("2d");
+  const picture = context?.createImageData(canvas.width, canvas.height);
+  if (!context || !picture) return;
+  new Uint32Array(picture.data.buffer).set(Uint32Array.from(gray, (value) => (value * 0x010101) | 0xff000000));
+  context.putImageData(picture, 0, 0);
+}
+
+/** @param {HTMLElement} list @param {import("./jobs_api.js").Choice[]} choices
+ * @param {(index: number) => void} onChoose */
+function listChoices(list, choices, onChoose) {
   list.replaceChildren(
     ...choices.map((choice, index) => {
       const button = makeButton("", "", () => onChoose(index));
       button.removeAttribute("title");
       button.disabled = choice.refused !== null;
-      button.append(make("span", clean(choice.name)));
+      const canvas = make("canvas");
+      canvas.ariaHidden = "true";
+      button.append(canvas, make("span", clean(choice.name)));
       button.append(make("span", clean(choice.refused ?? choice.detail), "choice-detail"));
       const item = make("li");
       item.append(button);

@@ -11,8 +11,8 @@ import { clean } from "./dom.js";
 /** @typedef {"uploading" | "reading" | "choosing" | "waiting" | "segmenting" | "writing" | "done" | "failed"} Status */
 /** @typedef {{id: number, revision: number, name: string, status: Status, model: number, steps: Step[],
  *   upload_bytes: number, upload_files: number, slices: number, slices_read: number, share: number,
- *   slices_per_second: number | null, ahead: number, has_case: boolean, choices: Choice[], answer: Answer | null,
- *   failure: string | null, files: ResultFile[], missing: string[], threshold_note: string,
+ *   slices_per_second: number | null, ahead: number, has_case: boolean, choices: Choice[],
+ *   thumbnails: number[], answer: Answer | null, failure: string | null, files: ResultFile[], missing: string[], threshold_note: string,
  *   has_pixel_size: boolean}} Job */
 /** @typedef {{name: string, labels: Record<string, number>, tumor: string | null, size: [number, number],
  *   context: number, spacing_mm: number | null, license: string | null, training: Record<string, any> | null,
@@ -32,6 +32,11 @@ const RETRY_MS = 1000;
 /** @returns {Promise<Server>} */
 export async function getServer() {
   return (await request("/api/server")).json();
+}
+
+/** Return the gray values of the picture of a choice. @param {number} job @param {number} index */
+export async function getThumbnail(job, index) {
+  return new Uint8Array(await (await request(`/api/jobs/${job}/choices/${index}`)).arrayBuffer());
 }
 
 /** @param {number} bytes of all files @returns {Promise<number>} */

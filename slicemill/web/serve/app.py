@@ -50,6 +50,7 @@ def make_serve_app(jobs: Jobs, access: Access, version: str) -> Guard:
         Route("/api/jobs/{job:int}/files", routes.upload, methods=["PUT"]),
         Route("/api/jobs/{job:int}/files/{number:int}", routes.show_upload),
         Route("/api/jobs/{job:int}/start", routes.start, methods=["POST"]),
+        Route("/api/jobs/{job:int}/choices/{index:int}", routes.show_thumbnail),
         Route("/api/jobs/{job:int}/choose", routes.choose, methods=["POST"]),
         Route("/api/jobs/{job:int}/end", routes.end, methods=["POST"]),
         Route("/api/jobs/{job:int}/events", routes.stream_events),
@@ -159,6 +160,13 @@ class JobRoutes:
             raise RefusedError(400, "This scan cannot be chosen.")
         job.chosen.set_result(index)
         return Response(status_code=204)
+
+    async def show_thumbnail(self, request: Request) -> Response:
+        """Send the picture of one of several scans: gray values of a square, row by row."""
+        gray = self._find(request).thumbnails.get(request.path_params["index"])
+        if gray is None:
+            raise RefusedError(404, "There is no picture of this scan.")
+        return Response(gray, media_type="application/octet-stream")
 
     async def end(self, request: Request) -> Response:
         """Stop the work on a job, and remove it with its files."""

@@ -63,6 +63,8 @@ class Job:
         self.slices_read = 0
         self.share = 0.0
         self.choices: tuple[Choice, ...] = ()
+        self.thumbnails: dict[int, bytes] = {}
+        """Pictures of the choices by index, as far as they are drawn: gray values of a square, row by row."""
         self.answer: Answer | None = None
         self.failure: str | None = None
         self.files: tuple[ResultFile, ...] = ()
@@ -150,6 +152,7 @@ class Job:
             ahead=ahead,
             has_case=self.case is not None,
             choices=self.choices if self.status == "choosing" else (),
+            thumbnails=tuple(self.thumbnails) if self.status == "choosing" else (),
             answer=self.answer,
             failure=self.failure,
             files=self.files,

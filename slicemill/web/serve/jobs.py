@@ -21,6 +21,7 @@ from slicemill.web.serve.child import Child
 from slicemill.web.serve.folder import remove
 from slicemill.web.serve.job import Job
 from slicemill.web.serve.limits import THREADS
+from slicemill.web.serve.messages import Message
 from slicemill.web.serve.models import Models
 from slicemill.web.serve.records import (
     INPUT,
@@ -38,8 +39,10 @@ from slicemill.web.serve.records import (
     SegmentOrder,
     SlicesMessage,
     StartRequest,
+    ThumbnailMessage,
     WriteOrder,
 )
+from slicemill.web.serve.thumbnails import parse_thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,30 +203,50 @@ class Jobs:
         child = _child_of(job)
         order = PrepareOrder(files=tuple(job.names.files), limits=self.limits, picture=job.request.picture)
         await child.send(order)
-        while True:
-            message = await child.read()
-            if message.kind == SlicesMessage.__name__:
-                part = message.read(SlicesMessage)
-                if job.volumes is None:
-                    raise InputError("slices came before the header.")
-                job.volumes.image.add(part.z, part.count)
-                job.slices_read += part.count
-                job.change()
-            elif message.kind == ScanMessage.__name__:
-                job.scan = message.read(ScanMessage)
-                job.volumes = JobVolumes(job.folder, job.scan)
-                self._open_case(job)
-                job.change()
-            elif message.kind == ChoicesMessage.__name__:
-                await child.send(ChooseOrder(index=await _ask(job, message.read(ChoicesMessage))))
-            elif message.kind == FailedMessage.__name__:
-                raise InputError(message.read(FailedMessage).reason)
-            else:
-                job.warnings = message.read(ReadMessage).warnings
-                break
+        asking: asyncio.Task[None] | None = None
+        try:
+            while not self._take(job, message := await child.read()):
+                if message.kind == ChoicesMessage.__name__:
+                    asking = asyncio.create_task(_ask(job, child))
+        finally:
+            if asking is not None:
+                asking.cancel()
         if job.volumes is None or job.slices_read != job.volumes.image.shape[0]:
             raise InputError("the scan is incomplete.")
         job.volumes.image.finish(job.warnings)
+
+    def _take(self, job: Job, message: Message) -> bool:
+        """Note what the child says while it reads, and return whether all was read."""
+        if message.kind == SlicesMessage.__name__:
+            part = message.read(SlicesMessage)
+            if job.volumes is None:
+                raise InputError("slices came before the header.")
+            job.volumes.image.add(part.z, part.count)
+            job.slices_read += part.count
+            job.change()
+        elif message.kind == ScanMessage.__name__:
+            job.scan = message.read(ScanMessage)
+            job.volumes = JobVolumes(job.folder, job.scan)
+            self._open_case(job)
+            job.change()
+        elif message.kind == ChoicesMessage.__name__:
+            if job.chosen is not None:
+                raise InputError("a child process sent choices twice.")
+            job.choices = message.read(ChoicesMessage).choices
+            job.chosen = asyncio.get_running_loop().create_future()
+            job.set_status("choosing")
+        elif message.kind == ThumbnailMessage.__name__:
+            picture = message.read(ThumbnailMessage)
+            if not 0 <= picture.index < len(job.choices):
+                raise InputError("a child process sent a picture of no scan.")
+            job.thumbnails[picture.index] = parse_thumbnail(picture.gray)
+            job.change()
+        elif message.kind == FailedMessage.__name__:
+            raise InputError(message.read(FailedMessage).reason)
+        else:
+            job.warnings = message.read(ReadMessage).warnings
+            return True
+        return False
 
     def _open_case(self, job: Job) -> None:
         """Let the page look at a job, once its header and the model's labels are known."""
@@ -364,14 +387,12 @@ def _child_of(job: Job) -> Child:
     return job.child
 
 
-async def _ask(job: Job, found: ChoicesMessage) -> int:
-    """Let the user choose a scan."""
-    job.choices = found.choices
-    job.chosen = asyncio.get_running_loop().create_future()
-    job.set_status("choosing")
+async def _ask(job: Job, child: Child) -> None:
+    """Wait until the user chooses a scan, and tell the child, which draws the scans meanwhile."""
+    assert job.chosen is not None  # noqa: S101 (it was made with the choices)
     index = await job.chosen
     job.set_status("reading")
-    return index
+    await child.send(ChooseOrder(index=index))
 
 
 def _is_name(name: str) -> bool:

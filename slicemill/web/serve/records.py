@@ -137,6 +137,15 @@ class ChoicesMessage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThumbnailMessage:
+    """The child has drawn a scan of the choices."""
+
+    index: int
+    gray: str
+    """Base64 of uint8[y, x], square."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScanMessage:
     """The child has read the header of the scan."""
 
@@ -291,6 +300,8 @@ class JobRecord:
     has_case: bool
     """Whether slices can be looked at."""
     choices: tuple[Choice, ...]
+    thumbnails: tuple[int, ...]
+    """Choices whose pictures can be fetched."""
     answer: Answer | None
     failure: str | None
     files: tuple[ResultFile, ...]

@@ -31,9 +31,11 @@ from slicemill.web.serve.records import (
     ReadMessage,
     ScanMessage,
     SlicesMessage,
+    ThumbnailMessage,
     WriteOrder,
 )
 from slicemill.web.serve.results import write_results
+from slicemill.web.serve.thumbnails import draw_thumbnail
 from slicemill.web.serve.uploads import Names
 
 DISK_BYTES = 8
@@ -63,6 +65,9 @@ def _choose(prepared: Prepared, channel: Channel) -> Candidate:
     if len(usable) == 1:
         return usable[0]
     channel.send(ChoicesMessage(choices=tuple(one.choice for one in prepared.candidates)))
+    for number, one in enumerate(prepared.candidates):
+        if one.choice.refused is None and (gray := draw_thumbnail(one.path, channel.orders.empty)) is not None:
+            channel.send(ThumbnailMessage(index=number, gray=gray))
     index = channel.orders.get().read(ChooseOrder).index
     if not 0 <= index < len(prepared.candidates) or prepared.candidates[index].choice.refused is not None:
         raise ScanError("this scan cannot be chosen.")
