@@ -88,6 +88,31 @@ def looking(browser, files, arriving):
             context.close()
 
 
+def test_parts_are_shown_if_another_mask_is_complete_while_they_are_looked_for(browser, files, arriving):
+    source = find_entries(ViewRequest(path=files[0], masks=(files[1], files[1]), labels=LITS_LABELS))[0].open()
+    first, second = source.masks
+    late = replace(second, source=replace(second.source, slabs=arriving.slabs))
+    case = replace(source, masks=(first, late))
+    context = browser.new_context()
+    with serving([Entry(name="a", case_id="a", open=lambda: case)]) as served:
+        try:
+            shown = Shown(context.new_page(), served)
+            held = []
+            shown.page.route("**/parts/0/**", lambda route: held.append(route))  # noqa: PLW0108 (a method of C has no signature)
+            shown.page.goto(served.access.url)
+            while not held:
+                shown.page.wait_for_timeout(20)
+            arriving.add_all()
+            shown.wait("document.querySelector('#reading').hidden")
+            held[0].continue_()
+            shown.wait_until_read()
+            assert "2 lesions of tumor" in shown.text("#parts-text")
+            assert shown.faults == []
+        finally:
+            arriving.fail("the test has ended.")
+            context.close()
+
+
 def caption(z):
     return f"axial {z + 1} of {SHAPE[0]}"
 

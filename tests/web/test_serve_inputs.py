@@ -184,6 +184,16 @@ def test_of_several_series_the_user_picks_one(page, tmp_path):
     assert page.post(f"/api/jobs/{job}/choose", {"index": 0}).status_code == 409
 
 
+def test_a_synthetic_scan_needs_no_files_and_files_are_no_synthetic_scan(page, tmp_path):
+    job = page.create()
+    assert page.post(f"/api/jobs/{job}/start", {"is_example": True}).status_code == 204
+    state = page.wait(job)
+    assert (state["status"], state["name"], state["slices"]) == ("done", "Synthetic scan", 48)
+    job = page.create()
+    page.put(job, "a.nii", write_nifti(tmp_path / "a.nii").read_bytes())
+    assert page.post(f"/api/jobs/{job}/start", {"is_example": True}).status_code == 409
+
+
 def draw_picture(path, mode="L", **options):
     gray = np.full((48, 64), 60, dtype=np.uint8)
     gray[10:20, 8:24] = 200

@@ -176,6 +176,15 @@ def test_a_picture_needs_its_window_and_is_answered_in_percent(shown, tmp_path):
         assert not shown.page.locator(wrong).first.is_visible()  # mm and ml of a picture without a pixel size
 
 
+def test_who_has_no_scan_tries_a_synthetic_one(shown):
+    shown.page.click("#example")
+    headline = shown.wait_until_done()
+    assert headline.startswith("Tumor found: ")
+    assert shown.text("#case-name") == "Synthetic scan"
+    assert "it shows how this page works, and not how good the model is" in shown.text("#warnings")
+    assert shown.caption().endswith("of 48")
+
+
 def test_of_several_scans_the_person_picks_one(shown, tmp_path):
     write_nifti(tmp_path / "a.nii")
     hu = make_hu()

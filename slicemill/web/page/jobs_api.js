@@ -98,8 +98,9 @@ async function checkReadable(file, name, offset) {
   }
 }
 
-/** @param {number} job @param {number} model @param {PictureRequest | null} picture */
-export const startJob = (job, model, picture) => post(`/api/jobs/${job}/start`, { model, picture });
+/** @param {number} job @param {number} model @param {PictureRequest | null} picture @param {boolean} is_example */
+export const startJob = (job, model, picture, is_example) =>
+  post(`/api/jobs/${job}/start`, { model, picture, is_example });
 /** @param {number} job @param {number} index */
 export const chooseScan = (job, index) => post(`/api/jobs/${job}/choose`, { index });
 /** @param {number} job */

@@ -58,6 +58,7 @@ class Page {
     byId("remove", HTMLElement).addEventListener("click", () => void this.remove(this.job));
     byId("another", HTMLElement).addEventListener("click", () => void this.goToStart());
     byId("model", HTMLSelectElement).addEventListener("change", () => this.showModels());
+    byId("example", HTMLElement).addEventListener("click", () => void this.send([], null));
   }
 
   /** Show the start screen, with the scans that are kept. */
@@ -113,7 +114,9 @@ class Page {
     }
     if (choice.disabled) choice.replaceChildren(...models.map(({ name }, i) => makeOption(String(i), clean(name))));
     choice.disabled = false;
-    showModel(models[Number(choice.value)]);
+    const model = models[Number(choice.value)];
+    showModel(model);
+    byId("example", HTMLElement).hidden = model.judges_candidates; // it has no lung
   }
 
   /** Wait until the models are loaded; files can be dropped before. */
@@ -141,7 +144,8 @@ class Page {
     else await this.send(files, null);
   }
 
-  /** Send files and begin. @param {Named[]} files @param {PictureRequest | null} picture */
+  /** Send files and begin; without any, a synthetic scan is made. @param {Named[]} files
+   * @param {PictureRequest | null} picture */
   async send(files, picture) {
     const upload = (this.upload = new AbortController());
     this.total = files.reduce((sum, { file }) => sum + file.size, 0);
@@ -151,7 +155,7 @@ class Page {
       job = await createJob(this.total);
       this.follow(job);
       await sendFiles(job, files, upload.signal, showMessage);
-      await startJob(job, model, picture);
+      await startJob(job, model, picture, !files.length);
     } catch (error) {
       if (error instanceof DOMException && error.name === "AbortError") return;
       upload.abort(); // of the files that are still sent

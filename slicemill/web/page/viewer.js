@@ -65,6 +65,8 @@ export class Viewer {
     /** @type {import("./api.js").Parts | null} */
     this.parts = null;
     this.partsFailure = "";
+    /** @type {object?} */
+    this.asked = null; // for parts
     /** @type {number | null} */
     this.part = null;
     this.lengths = new Lengths();
@@ -96,9 +98,8 @@ export class Viewer {
 
   /** Open a case. @param {number} number */
   async open(number) {
+    this.close();
     this.number = number;
-    this.sections.stop();
-    this.info = null;
     this.progress = null;
     this.parts = null;
     this.partsFailure = "";
@@ -185,6 +186,7 @@ export class Viewer {
   /** Show no case. */
   close() {
     this.number = -1;
+    this.asked = null;
     this.sections.stop();
     this.info = null;
   }
@@ -204,20 +206,21 @@ export class Viewer {
 
   /** Load the parts of the chosen label, once its mask was read. */
   async loadParts() {
-    const { number, partsOf } = this;
+    const { partsOf } = this;
     const progress = partsOf && this.progress?.masks[partsOf.mask];
     const image = this.progress?.image;
     const isRead = progress?.is_complete && (image?.is_complete || image?.failure);
     if (partsOf && isRead && !this.parts && !this.partsFailure) {
       this.partsFailure = LOOKING;
+      const asked = (this.asked = {});
       try {
-        const parts = await getParts(number, partsOf.mask, partsOf.value);
-        if (number !== this.number || partsOf !== this.partsOf) return;
+        const parts = await getParts(this.number, partsOf.mask, partsOf.value);
+        if (asked !== this.asked) return;
         this.parts = parts;
         this.partsFailure = "";
         if (!this.hasMoved && parts.count) this.jumpTo(parts.parts[0], false);
       } catch (error) {
-        if (number !== this.number || partsOf !== this.partsOf) return;
+        if (asked !== this.asked) return;
         this.partsFailure = error instanceof Error ? error.message : String(error);
       }
     }

@@ -144,7 +144,8 @@ class JobRoutes:
         """Begin the work on a job."""
         job, wanted = self._find(request), await _read_json(request, StartRequest)
         models = self._jobs.models.records
-        if job.status != "uploading" or not job.has_all_files:
+        has_all = not job.uploads if wanted.is_example else job.has_all_files
+        if job.status != "uploading" or not has_all:
             raise RefusedError(409, "The files of this scan are not complete, or work on it has begun.")
         if wanted.model < 0 or (models is not None and wanted.model >= len(models)):
             raise RefusedError(400, "There is no such model.")

@@ -201,7 +201,12 @@ class Jobs:
 
     async def _read(self, job: Job) -> None:
         child = _child_of(job)
-        order = PrepareOrder(files=tuple(job.names.files), limits=self.limits, picture=job.request.picture)
+        order = PrepareOrder(
+            files=tuple(job.names.files),
+            limits=self.limits,
+            picture=job.request.picture,
+            is_example=job.request.is_example,
+        )
         await child.send(order)
         asking: asyncio.Task[None] | None = None
         try:

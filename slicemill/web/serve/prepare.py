@@ -17,6 +17,7 @@ from slicemill.ct.naming import find_files, find_unread_scans
 from slicemill.ct.scan import ScanReader
 from slicemill.infer.inputs.pictures import is_picture
 from slicemill.web.serve.archives import unpack
+from slicemill.web.serve.example import NAME, write_example
 from slicemill.web.serve.pictures import convert_picture
 from slicemill.web.serve.records import INPUT, Choice, PrepareOrder, UploadedFile
 from slicemill.web.serve.uploads import Names
@@ -60,6 +61,9 @@ def prepare(folder: Path, order: PrepareOrder, shown: Names) -> Prepared:
         There is none, or an archive or a picture is refused.
     """
     inputs = folder / INPUT
+    if order.is_example:
+        example = Candidate(path=write_example(folder), choice=Choice(name=NAME, detail="", refused=None))
+        return Prepared(candidates=(example,), files=())
     for file in order.files:
         shown.add(file.shown)
     if any(is_picture(file.local) for file in shown.files):

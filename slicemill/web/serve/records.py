@@ -83,6 +83,8 @@ class StartRequest:
     model: int = 0
     """Index of the model."""
     picture: PictureRequest | None = None
+    is_example: bool = False
+    """Whether to make a synthetic scan; there are no files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class PrepareOrder:
     files: tuple[UploadedFile, ...]
     limits: Limits
     picture: PictureRequest | None
+    is_example: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from slicemill.ct.formats.nifti.stream import view_bytes
 from slicemill.ct.hu_checks import hu_range, rounding_warnings
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.transpose import write_all
+from slicemill.web.serve.example import WARNING
 from slicemill.web.serve.limits import limit_process
 from slicemill.web.serve.messages import Channel
 from slicemill.web.serve.pictures import LESS_RELIABLE, NO_PIXEL_SIZE
@@ -26,7 +27,6 @@ from slicemill.web.serve.records import (
     ChoicesMessage,
     ChooseOrder,
     FailedMessage,
-    Limits,
     PrepareOrder,
     ReadMessage,
     ScanMessage,
@@ -51,8 +51,7 @@ def main() -> None:
     try:
         order = channel.orders.get().read(PrepareOrder)
         chosen = _choose(prepare(folder, order, names), channel)
-        has_pixel_size = order.picture is None or order.picture.pixel_mm is not None
-        _read(folder, chosen, order.limits, channel, has_pixel_size=has_pixel_size)
+        _read(folder, chosen, order, channel)
         write = channel.orders.get().read(WriteOrder)
         channel.send(write_results(folder, chosen, write))
     except Exception as error:  # noqa: BLE001 (any error is shown on the page, and the next job works)
@@ -74,11 +73,11 @@ def _choose(prepared: Prepared, channel: Channel) -> Candidate:
     return prepared.candidates[index]
 
 
-def _read(folder: Path, chosen: Candidate, limits: Limits, channel: Channel, *, has_pixel_size: bool) -> None:
+def _read(folder: Path, chosen: Candidate, order: PrepareOrder, channel: Channel) -> None:
     """Write the voxels slice by slice, so that they can be looked at, and then the header."""
-    warnings: list[str] = [LESS_RELIABLE] if chosen.is_picture else []
-    if not has_pixel_size:
-        warnings.append(NO_PIXEL_SIZE)
+    limits, has_pixel_size = order.limits, order.picture is None or order.picture.pixel_mm is not None
+    notes = {WARNING: order.is_example, LESS_RELIABLE: chosen.is_picture, NO_PIXEL_SIZE: not has_pixel_size}
+    warnings = [text for text, applies in notes.items() if applies]
     with ScanReader(chosen.path, "image", hashed=False) as reader:
         nz, ny, nx = shape = reader.grid.stored_shape
         if nz > limits.slices or max(ny, nx) > limits.side:
