@@ -30,6 +30,8 @@ from slicemill.store.writer import SLABS_IN_FLIGHT, CaseWriter
 
 Item = TypeVar("Item")
 MaskReader = ScanReader | StructureReader
+READERS = 2
+"""Threads that decode ahead: image and mask."""
 MAX_DEPTH = 8
 """Most slices of a slab that several threads share: together with the slabs in flight, they keep all threads busy."""
 
@@ -69,7 +71,8 @@ def convert_case(
             stack.enter_context(reader)
             mask = PlacedMask(reader, image.grid, params.geometry)
         pool = stack.enter_context(ThreadPoolExecutor(threads)) if threads > 1 else None
-        return _convert(case, params, store, OpenFiles(image, mask, pool, threads), check_files, holds_claim)
+        ahead = stack.enter_context(ThreadPoolExecutor(READERS)) if threads > 1 else None
+        return _convert(case, params, store, OpenFiles(image, mask, pool, ahead, threads), check_files, holds_claim)
 
 
 def _open_mask(case: CaseFiles, mask: Location, image: ScanReader, params: Params) -> MaskReader:
@@ -88,6 +91,9 @@ class OpenFiles:
     image: ScanReader
     mask: PlacedMask[MaskReader] | None
     pool: ThreadPoolExecutor | None
+    ahead: ThreadPoolExecutor | None
+    """For what is decoded ahead. Its owner ends it, and no iterator: one that is left is closed by the garbage
+    collector, at any time in any thread, where waiting for a thread may wait for ever."""
     threads: int
 
     def slabs(self, temp_folder: Path) -> Iterator[tuple[Slab, Slab | None]]:
@@ -99,22 +105,21 @@ class OpenFiles:
     def slabs_of(self, reader: ScanReader | PlacedMask[MaskReader], temp_folder: Path) -> Iterator[Slab]:
         """Yield the slabs of image or mask."""
         depth = slab_depth(self.image.grid.stored_shape)
-        if not self.pool:
+        if not self.ahead:
             return reader.slabs(depth, temp_folder=temp_folder)
         depth = max(depth, min(self.threads, MAX_DEPTH))
         # one slab is being decoded and one is in use, in addition to those being encoded
         buffers = SLABS_IN_FLIGHT + 2
-        return read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=temp_folder))
+        return read_ahead(reader.slabs(depth, buffers=buffers, temp_folder=temp_folder), self.ahead)
 
 
-def read_ahead(items: Iterable[Item]) -> Iterator[Item]:
+def read_ahead(items: Iterable[Item], threads: ThreadPoolExecutor) -> Iterator[Item]:
     """Yield the items of an iterable, while another thread computes the next one."""
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, iterator, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = thread.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+    upcoming = threads.submit(next, iterator, end)
+    while (item := upcoming.result()) is not end:
+        upcoming = threads.submit(next, iterator, end)
+        yield item  # type: ignore[misc]
 
 
 def _convert(

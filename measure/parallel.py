@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from typing import Any, TypeVar
 
 from slicemill.common.memory_limits import bound_thread_starts
@@ -30,8 +31,8 @@ _WORKING = threading.Lock()
 
 def map_isolated(
     work: Callable[[Item], Result], items: Sequence[Item], workers: int, on_crash: Callable[[Item], Result]
-) -> Iterator[tuple[int, Result]]:
-    """Yield the index and the result of each item, in order of completion.
+) -> Generator[tuple[int, Result], None, None]:
+    """Yield the index and the result of each item, in order of completion; the caller closes what it leaves early.
 
     If the worker process of an item crashes, its result is that of `on_crash`.
 
@@ -44,9 +45,10 @@ def map_isolated(
     remaining = dict(enumerate(items))
     processes = min(workers, len(remaining))
     while remaining:
-        for index, result in _run_until_crash(work, dict(remaining), processes):
-            del remaining[index]
-            yield index, result
+        with closing(_run_until_crash(work, dict(remaining), processes)) as results:
+            for index, result in results:
+                del remaining[index]
+                yield index, result
         if remaining and processes == 1:
             index = min(remaining)  # one process takes the items in order, so this one crashed it
             yield index, on_crash(remaining.pop(index))
@@ -57,7 +59,7 @@ def map_isolated(
 
 def _run_until_crash(
     work: Callable[[Item], Result], items: Mapping[int, Item], processes: int
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Yield the results of all items, or of those that were finished before a process crashed."""
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")

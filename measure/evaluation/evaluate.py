@@ -7,6 +7,7 @@ masks are empty, and undefined distances are 9001 mm, as in the LiTS program.
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -133,8 +134,12 @@ def evaluate(
 
 def _score_pairs(pairs: Sequence[Pair], rules: Rules, out: ErrorPages | None, workers: int) -> list[PairOutcome]:
     outcomes: dict[int, PairOutcome] = {}
-    with progress("evaluate", len(pairs), "cases") as advance:
-        for index, outcome in map_isolated(partial(score_pair, rules=rules, out=out), pairs, workers, _report_crash):
+    score = partial(score_pair, rules=rules, out=out)
+    with (
+        progress("evaluate", len(pairs), "cases") as advance,
+        closing(map_isolated(score, pairs, workers, _report_crash)) as scored,
+    ):
+        for index, outcome in scored:
             outcomes[index] = outcome
             advance(1, f"{sum(one.scores is None for one in outcomes.values())} failed")
     return [outcomes[index] for index in range(len(pairs))]

@@ -7,6 +7,7 @@ with the same settings. At the end, ``cases.csv``, ``lesions.csv``, ``summary.js
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,8 +58,11 @@ def run(jobs: Sequence[MeasureJob], out: Path, *, workers: int = 1, overwrite: b
     check_summary(out)
     outcomes: dict[int, MeasureOutcome] = {}
     measure = partial(measure_job, out=out, overwrite=overwrite)
-    with progress("measure", len(jobs), "cases") as advance:
-        for index, outcome in map_isolated(measure, jobs, workers, report_crash):
+    with (
+        progress("measure", len(jobs), "cases") as advance,
+        closing(map_isolated(measure, jobs, workers, report_crash)) as measured,
+    ):
+        for index, outcome in measured:
             outcomes[index] = outcome
             advance(1, "")
     ordered = [outcomes[index] for index in range(len(jobs))]

@@ -1,5 +1,7 @@
 """Masks with a file for each structure become one mask of the labels."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,15 @@ def test_the_files_that_the_labels_name_become_one_mask(axcodes, tmp_path):
     case = convert(root, "tumor=2,spleen=9,liver=1")
     assert np.array_equal(case.label[:], np.where(TUMOR, 2, LIVER) + 9 * (spleen > 0))
     assert case.info.mask.name == "s0001/segmentations"
+
+
+def test_a_case_that_fails_leaves_no_thread(tmp_path):
+    """A thread left to the garbage collector had been waited for while another thread started: for ever."""
+    root = write_case(tmp_path / "c", "s0001", {"liver": LIVER, "tumor": TUMOR})
+    before = set(threading.enumerate())
+    with pytest.raises(LabelError) as caught:
+        convert(root, "liver=1,tumor=2")
+    assert set(threading.enumerate()) <= before, caught.traceback  # which holds all that the case was read with
 
 
 def test_structures_that_overlap_are_refused_or_ordered(tmp_path):
