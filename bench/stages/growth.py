@@ -1,9 +1,9 @@
 """CPU time and peak memory of commands on many tiny cases, by their number: what a case costs besides its voxels."""
 
 import os
-import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,16 @@ SIZE = 24
 LITS = Params(labels=LITS_LABELS)
 ALONE = ("--workers", 1, "--viewer-mb", 0)
 """One worker, and pages without slices: these cost the same for a case of any collection."""
+
+LAUNCHER = """
+import os, sys
+out = os.dup(1)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+_, status, usage = os.wait4(os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:]), 0)
+os.write(out, f"{usage.ru_utime + usage.ru_stime} {usage.ru_maxrss}".encode())
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""Runs a command from a small process: on Linux, the peak of a process includes that of the one it was started from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +106,9 @@ def run_alone(command: list[str]) -> ScanCost:
     RuntimeError
         The command failed.
     """
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:  # noqa: S603
-        assert process.stderr is not None  # noqa: S101 (it is a pipe)
-        errors = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {errors[-500:].decode()}")
-    return describe_usage(usage)
-
-
-def describe_usage(usage: resource.struct_rusage) -> ScanCost:
-    """Return the CPU seconds and the peak memory of a process that ended."""
-    seconds = usage.ru_utime + usage.ru_stime
-    return ScanCost(cpu_seconds=round(seconds, 4), peak_mib=round(usage.ru_maxrss / 1024, 4))
+    words = [sys.executable, "-I", "-c", LAUNCHER, *command]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 (code of this package)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
+    seconds, kib = map(float, done.stdout.split())
+    return ScanCost(cpu_seconds=round(seconds, 4), peak_mib=round(kib / 1024, 4))
