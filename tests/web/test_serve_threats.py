@@ -27,6 +27,7 @@ import pytest
 
 from slicemill.web.serve import app, folder, jobs, uploads
 from slicemill.web.serve.folder import OWNER, PREFIX, private_folder, sweep
+from slicemill.web.serve.keep import describe_copy_error, keep_results
 from slicemill.web.serve.records import LIMITS
 from tests.infer.networks import write_threshold
 from tests.web.jobs import Dropped, dropping, make_hu, serving_jobs, write_nifti
@@ -464,13 +465,13 @@ def test_results_that_cannot_be_kept_leave_nothing_half_and_the_page_says_why(se
     results.mkdir()
     keep.mkdir()
     (results / "a").write_text("a")
-    assert [path.name for path in jobs.keep_results(results, keep).iterdir()] == ["a"]
-    jobs.keep_results(results, keep)
+    assert [path.name for path in keep_results(results, keep).iterdir()] == ["a"]
+    keep_results(results, keep)
     assert len([path for path in keep.iterdir() if not path.name.startswith(".")]) == 2
     (results / "b").symlink_to("nowhere")  # fails when "a" may be copied already
     with pytest.raises(OSError, match="nowhere|results") as caught:
-        jobs.keep_results(results, keep)
-    assert jobs.describe_copy_error(caught.value) == "No such file or directory"
+        keep_results(results, keep)
+    assert describe_copy_error(caught.value) == "No such file or directory"
     assert len(list(keep.iterdir())) == 2
     monkeypatch.setattr(served.jobs, "_keep", tmp_path / "removed")
     state = page.finish(write_nifti(tmp_path / "a.nii"))

@@ -12,8 +12,8 @@ import { clean } from "./dom.js";
 /** @typedef {{id: number, revision: number, name: string, status: Status, model: number, steps: Step[],
  *   upload_bytes: number, upload_files: number, slices: number, slices_read: number, share: number,
  *   slices_per_second: number | null, ahead: number, has_case: boolean, choices: Choice[],
- *   thumbnails: number[], answer: Answer | null, failure: string | null, files: ResultFile[], missing: string[], threshold_note: string,
- *   has_pixel_size: boolean}} Job */
+ *   thumbnails: number[], answer: Answer | null, failure: string | null, files: ResultFile[], missing: string[],
+ *   threshold_note: string, has_pixel_size: boolean}} Job */
 /** @typedef {{name: string, labels: Record<string, number>, tumor: string | null, size: [number, number],
  *   context: number, spacing_mm: number | null, license: string | null, training: Record<string, any> | null,
  *   trained_on: string | null, gives_probability: boolean, provider: string, judges_candidates: boolean}} Model */
