@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import struct
 import time
 import zipfile
 
@@ -182,6 +183,24 @@ def test_of_several_series_the_user_picks_one(page, tmp_path):
     assert state["status"] == "done", state["failure"]
     assert state["slices"] == 4
     assert page.post(f"/api/jobs/{job}/choose", {"index": 0}).status_code == 409
+
+
+def test_a_scan_that_cannot_be_drawn_can_still_be_passed_over(page, tmp_path):
+    whole = write_nifti(tmp_path / "good.nii").read_bytes()
+    (tmp_path / "damaged.nii.gz").write_bytes(gzip.compress(whole[: len(whole) // 4]))
+    large = bytearray(whole)
+    large[42:46] = struct.pack("<hh", 32_000, 32_000)  # dim[1], dim[2]
+    (tmp_path / "large.nii.gz").write_bytes(gzip.compress(large))
+    job = page.drop(*sorted(tmp_path.glob("*.nii*")))
+    state = page.wait(job, "choosing", "failed")
+    usable = {choice["name"]: index for index, choice in enumerate(state["choices"]) if choice["refused"] is None}
+    assert len(usable) >= 2, state["choices"]
+    deadline = time.monotonic() + 60
+    while usable["good.nii"] not in page.state(job)["thumbnails"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert page.post(f"/api/jobs/{job}/choose", {"index": usable["good.nii"]}).status_code == 204
+    assert page.wait(job)["status"] == "done"
 
 
 def test_a_synthetic_scan_needs_no_files_and_files_are_no_synthetic_scan(page, tmp_path):

@@ -27,6 +27,7 @@ from slicemill.web.serve.records import (
     ChoicesMessage,
     ChooseOrder,
     FailedMessage,
+    Limits,
     PrepareOrder,
     ReadMessage,
     ScanMessage,
@@ -50,7 +51,7 @@ def main() -> None:
     channel, names = Channel(), Names()
     try:
         order = channel.orders.get().read(PrepareOrder)
-        chosen = _choose(prepare(folder, order, names), channel)
+        chosen = _choose(prepare(folder, order, names), order.limits, channel)
         _read(folder, chosen, order, channel)
         write = channel.orders.get().read(WriteOrder)
         channel.send(write_results(folder, chosen, write))
@@ -58,15 +59,17 @@ def main() -> None:
         channel.send(FailedMessage(reason=explain_publicly(error, folder, names.files)))
 
 
-def _choose(prepared: Prepared, channel: Channel) -> Candidate:
+def _choose(prepared: Prepared, limits: Limits, channel: Channel) -> Candidate:
     """Return the only scan, or the one that the user chooses."""
     usable = [one for one in prepared.candidates if one.choice.refused is None]
     if len(usable) == 1:
         return usable[0]
     channel.send(ChoicesMessage(choices=tuple(one.choice for one in prepared.candidates)))
     for number, one in enumerate(prepared.candidates):
-        if one.choice.refused is None and (gray := draw_thumbnail(one.path, channel.orders.empty)) is not None:
-            channel.send(ThumbnailMessage(index=number, gray=gray))
+        if one.choice.refused is None:
+            gray = draw_thumbnail(one.path, limits, channel.orders.empty)
+            if gray is not None:
+                channel.send(ThumbnailMessage(index=number, gray=gray))
     index = channel.orders.get().read(ChooseOrder).index
     if not 0 <= index < len(prepared.candidates) or prepared.candidates[index].choice.refused is not None:
         raise ScanError("this scan cannot be chosen.")

@@ -12,6 +12,7 @@ from PIL import Image
 from slicemill.common.errors import InputError
 from slicemill.ct.scan import ScanReader
 from slicemill.ct.window import PICTURE_WINDOW
+from slicemill.web.serve.records import Limits
 
 SIDE = 96
 """Rows and columns of a picture."""
@@ -19,18 +20,19 @@ MOST_SECONDS = 3.0
 """Time to reach the middle of a scan; later, the slice reached is drawn."""
 
 
-def draw_thumbnail(path: Path, is_wanted: Callable[[], bool]) -> str | None:
+def draw_thumbnail(path: Path, limits: Limits, is_wanted: Callable[[], bool]) -> str | None:
     """Return the picture of a scan's middle slice: uint8[SIDE, SIDE], gray, row by row, as base64.
 
     None if it is not wanted any more, or cannot be drawn: a file that runs along another axis than z is read as a
-    whole for a slice, and a damaged one is refused once it is chosen.
+    whole for a slice, and one that is damaged or above the limits is refused once it is chosen.
     """
     end = time.monotonic() + MOST_SECONDS
     try:
         with ScanReader(path, "image", hashed=False) as reader:
-            if not reader.grid.slowest_is_z:
+            count, *sides = reader.grid.stored_shape
+            if not reader.grid.slowest_is_z or max(sides) > limits.side:
                 return None
-            count, read = reader.grid.stored_shape[0], 0
+            read = 0
             for slab in reader.slabs():
                 if not is_wanted():
                     return None
@@ -38,7 +40,7 @@ def draw_thumbnail(path: Path, is_wanted: Callable[[], bool]) -> str | None:
                 if read > count // 2 or time.monotonic() > end:
                     image = slab.voxels[len(slab.voxels) // 2]
                     return base64.b64encode(fit(image, reader.grid.spacing_mm[1:]).tobytes()).decode()
-    except (InputError, OSError):
+    except Exception:  # noqa: BLE001 (another scan can still be chosen)
         return None
     return None
 
