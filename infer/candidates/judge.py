@@ -168,7 +168,7 @@ class CandidateJudge:
     def _explain_depth(self, loaded: LoadedScan) -> str:
         """Return a warning for a scan that is thinner than the cubes that the classifier judges; else nothing."""
         count, thickness = len(loaded.volume), len(loaded.volume) * loaded.grid.spacing_mm[0]
-        if self.shared is None or thickness >= CROP_MM:
+        if self.shared is None or (count > 1 and thickness >= CROP_MM):
             return ""
         if count == 1:
             return f"not judged: a single slice, and the classifier judges cubes of {CROP_MM:g} mm"
