@@ -25,8 +25,8 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed
-	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals)
+demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
+	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals) $(DEMO)
 
 nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, about 10 minutes
 	$(BIN)/slicemill demo --lungs

@@ -207,7 +207,7 @@ def test_a_synthetic_scan_needs_no_files_and_files_are_no_synthetic_scan(page, t
     job = page.create()
     assert page.post(f"/api/jobs/{job}/start", {"is_example": True}).status_code == 204
     state = page.wait(job)
-    assert (state["status"], state["name"], state["slices"]) == ("done", "Synthetic scan", 48)
+    assert (state["status"], state["name"], state["slices"]) == ("done", "Synthetic scan", 40)
     job = page.create()
     page.put(job, "a.nii", write_nifti(tmp_path / "a.nii").read_bytes())
     assert page.post(f"/api/jobs/{job}/start", {"is_example": True}).status_code == 409

@@ -182,7 +182,7 @@ def test_who_has_no_scan_tries_a_synthetic_one(shown):
     assert headline.startswith("Tumor found: ")
     assert shown.text("#case-name") == "Synthetic scan"
     assert "it shows how this page works, and not how good the model is" in shown.text("#warnings")
-    assert shown.caption().endswith("of 48")
+    assert shown.caption().endswith("of 40")
 
 
 def test_of_several_scans_the_person_picks_one(shown, tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 from slicemill.ct.phantom import make_phantom, write_nifti
 from slicemill.ct.phantom_canvas import PhantomSpec
 
-SPEC = PhantomSpec(seed=9, shape=(48, 256, 256), height_mm=190.0, tumors=3)
+SPEC = PhantomSpec(seed=9, shape=(40, 128, 128), height_mm=180.0, tumors=3)
+"""As the scans of the demo, whose model is the first that most people serve."""
 NAME = "Synthetic scan"
 FILE = "example.nii"
 WARNING = "a synthetic scan of an abdomen: it shows how this page works, and not how good the model is"
