@@ -25,7 +25,7 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, about 5 minutes after installation; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
+demo: $(VENV)/installed ## the whole way on synthetic CTs, 5 to 25 minutes after installation; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals) $(DEMO)
 
 nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, about 10 minutes
@@ -38,7 +38,7 @@ docs: $(VENV)/developing ## the documentation as pages in build/docs, strict: a 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "build/docs/index.html"
 
-test: check tests/web/node_modules ## set up, then every check and every test that takes less than ten seconds
+test: check tests/web/node_modules ## set up, then every check, and all tests but the slow ones
 	$(PYTEST) -m "not slow"
 
 soak: $(VENV)/developing ## the slow tests: kills, studies, fuzzing, installations
