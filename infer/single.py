@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from slicemill.ct.geometry import Grid
 from slicemill.infer.inputs.jobs import LoadedScan
-from slicemill.infer.network.lanes import make_compute_limit, make_lane, report_device_errors
+from slicemill.infer.network.lanes import count_sharers, make_compute_limit, make_lane, report_device_errors
 from slicemill.infer.network.model import Model
 from slicemill.infer.parity_check import check_parity
 from slicemill.infer.postprocess import postprocess
@@ -94,7 +94,7 @@ def count_units(model: Model, grid: Grid, predict: PredictOptions = PLAIN) -> in
 
 def _label_scan(model: Model, scan: NetworkScan, capacity: Capacity, watch: Watch) -> None:
     """Label the slices of a scan, on as many lanes as the provider supports."""
-    queue = ScanQueue(capacity, 0)
+    queue = ScanQueue(capacity, 0, sharers=count_sharers([model]))
     queue.add(scan)
     lock, compute_limit = threading.Lock(), make_compute_limit(model)
     labeled: Counter[int] = Counter()

@@ -271,6 +271,15 @@ def make_compute_limit(model: Model) -> ComputeLimit:
     return ComputeLimit(1 if model.provider == "openvino" else model.lanes)
 
 
+def count_sharers(models: Sequence[Model]) -> int:
+    """Return among how many batches the last slices of a run are divided.
+
+    On a CPU each lane computes on its own core, and idles without a batch. Elsewhere one computes at a time, and a
+    smaller batch gains nothing.
+    """
+    return sum(model.lanes for model in models if model.provider == "cpu") or 1
+
+
 def trim_heap() -> None:
     """Return freed memory to the system, so that later allocations show in the resident size; glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -25,7 +25,7 @@ from functools import partial
 from slicemill.common.errors import ModelError, ProviderError
 from slicemill.common.failures import explain_failure
 from slicemill.infer.inputs.jobs import Job, LoadedScan
-from slicemill.infer.network.lanes import ComputeLimit, Lane, make_compute_limit, make_lane
+from slicemill.infer.network.lanes import ComputeLimit, Lane, count_sharers, make_compute_limit, make_lane
 from slicemill.infer.network.model import Model
 from slicemill.infer.run.timing import Stopwatch
 from slicemill.infer.runtime.capacity import Capacity
@@ -112,7 +112,7 @@ class Engine:
         self._limits = limits
         self._steps = steps
         self._watch = watch
-        self._queue = ScanQueue(limits.capacity, limits.memory_bytes)
+        self._queue = ScanQueue(limits.capacity, limits.memory_bytes, sharers=count_sharers(models))
         self._scans: dict[NetworkScan, ScanInProgress] = {}
         self._scans_lock = threading.Lock()
         self._jobs_lock = threading.Lock()

@@ -152,15 +152,17 @@ class Batcher:
         """Return whether enough units wait for a full batch."""
         return self.waiting >= self._capacity.labels
 
-    def next(self) -> NetworkBatch:
+    def next(self, most: int | None = None) -> NetworkBatch:
         """Return the next batch of at least one unit; call it only while units are waiting.
 
-        A batch ends when it has `labels` units, or when the window of the next unit does not fit in its `rows`.
+        A batch ends when it has `most` units (by default, and at most, `labels` of the capacity), or when the
+        window of the next unit does not fit in its `rows`.
         """
+        limit = self._capacity.labels if most is None else min(most, self._capacity.labels)
         units: list[Unit] = []
         rows: dict[Unit, int] = {}
         windows: list[list[int]] = []
-        while self._scans and len(units) < self._capacity.labels:
+        while self._scans and len(units) < limit:
             scan, left = self._scans[0]
             z, tile = left[0]
             window = [Unit(scan, near, tile) for near in scan.plan.window(z)]

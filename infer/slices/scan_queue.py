@@ -3,7 +3,8 @@
 1. A reader that has read a scan's header requests its memory (`reserve_memory`) and waits until that much is free.
 2. The loaded scan is appended to the queue (`add`). `take` cuts the queue into batches across scans.
 3. A full batch is returned at once. A batch that is not full waits while a reader is busy. When all readers have ended,
-   or wait for memory that only finished scans can release, it is returned as is.
+   or wait for memory that only finished scans can release, what is left is divided among the lanes of a processor, so
+   that none of them idles.
 4. A scan whose slices are chosen by the labels of others (`NetworkScan.search`) is added again and again, until it is
    `finish`ed. The queue does not end before.
 5. The memory is released (`release`) when the scan's mask is written or the scan has failed.
@@ -21,6 +22,8 @@ AHEAD = 256
 """Waiting slices at which readers pause: on a CPU, more would only fill the memory."""
 AHEAD_BATCHES = 32
 """The same limit in batches, for devices with large batches; the larger limit counts."""
+SMALLEST_SHARE = 8
+"""Part of a full batch, an eighth, below which what is left is not divided further. Not tuned."""
 LINGER_SECONDS = 0.05
 """How long a batch that is not full waits when no reader is busy: readers are briefly not busy between scans."""
 
@@ -32,8 +35,11 @@ class Stopped(Exception):  # noqa: N818 (not an error: the run is ending)
 class ScanQueue:
     """Scans that wait for the network, and the memory of scans in progress."""
 
-    def __init__(self, capacity: Capacity, memory_bytes: int) -> None:
+    def __init__(self, capacity: Capacity, memory_bytes: int, *, sharers: int = 1) -> None:
+        """Take `sharers`: the number of batches among which the last slices are divided."""
         self._batcher = Batcher(capacity)
+        self._labels = capacity.labels
+        self._sharers = sharers
         self._ahead = max(AHEAD, AHEAD_BATCHES * capacity.labels)
         self._memory_bytes = memory_bytes
         self._reserved_bytes = 0
@@ -128,19 +134,21 @@ class ScanQueue:
         with self._changed:
             while not self._stopped:
                 if self._batcher.is_full():
-                    return self._next()
+                    return self._next(is_last=not self._readers)
                 if self._batcher.waiting and not self._busy:
                     self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
                     if self._batcher.waiting and not self._may_fill():
-                        return self._next()
+                        return self._next(is_last=True)
                 elif not self._batcher.waiting and not self._readers and not self._undecided:
                     return None
                 else:
                     self._changed.wait()
             return None
 
-    def _next(self) -> NetworkBatch:
-        batch = self._batcher.next()
+    def _next(self, *, is_last: bool) -> NetworkBatch:
+        """Return the next batch; `is_last` divides what waits among the sharers."""
+        share = max(-(-self._batcher.waiting // self._sharers), self._labels // SMALLEST_SHARE)
+        batch = self._batcher.next(share if is_last else None)
         self._changed.notify_all()
         return batch
 

@@ -6,7 +6,7 @@ organ, give the labels of the complete scan:
 
 1. Label samples: the first slice, the last one, and those about STRIDE_MM apart between them.
 2. Neighboring labeled slices with organ make a stretch. Its volume is estimated from its areas. Label all slices of
-   the largest stretch, then outward, a few at a time, until a slice has none.
+   the largest stretch and a few beyond each end, then further outward, a few at a time, until a slice has none.
 3. Measure the largest component of the complete stretches. A stretch that could exceed it is labeled, too: one whose
    bound (twice its estimate, and a stride of its largest area at each end) is not smaller.
 4. All other slices are background. Where no sample has organ, or the largest component is lower than two strides, label
@@ -140,11 +140,9 @@ class RangeSearch:
     def _missing_of(self, stretch: _Stretch) -> list[int]:
         """Return the unlabeled slices of a stretch, and a few beyond each end up to the first that is labeled."""
         inside = [z for z in range(stretch.first, stretch.last + 1) if self._areas[z] == UNKNOWN]
-        if inside:
-            return inside
         below = range(stretch.first - 1, max(-1, stretch.first - 1 - OUTWARD), -1)
         above = range(stretch.last + 1, min(len(self._areas), stretch.last + 1 + OUTWARD))
-        return sorted([*self._until_labeled(below), *self._until_labeled(above)])
+        return sorted([*inside, *self._until_labeled(below), *self._until_labeled(above)])
 
     def _until_labeled(self, slices: range) -> Iterator[int]:
         for z in slices:

@@ -32,6 +32,24 @@ def test_a_full_batch_is_returned_at_once_and_a_short_one_when_nothing_can_fill_
     assert queue.take() is None
 
 
+def test_the_last_slices_are_divided_among_the_lanes():
+    queue = ScanQueue(Capacity(8, 8), 100, sharers=2)
+    with queue.reader(), queue.busy():
+        queue.add(scan(9))
+        assert len(queue.take().units) == 8, "a reader is at work: more may come"
+        queue.add(scan(10))
+    sizes = []
+    while (batch := queue.take()) is not None:
+        sizes.append(len(batch.units))
+    assert sizes == [6, 3, 1, 1]
+
+
+def test_what_is_left_is_not_divided_below_an_eighth_of_a_batch():
+    queue = ScanQueue(Capacity(16, 16), 100, sharers=16)
+    queue.add(scan(6))
+    assert [len(queue.take().units) for _ in range(3)] == [2, 2, 2]
+
+
 def test_a_reader_that_waits_for_memory_does_not_keep_a_short_batch_waiting():
     queue = ScanQueue(Capacity(4, 4), 100)
     with queue.reader(), queue.busy():
