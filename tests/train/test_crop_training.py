@@ -26,7 +26,7 @@ from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp
 from slicemill.train.crops.folder import CROPS, CropData, check_base_split, choose_crop_split, find_samples
 from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
-from slicemill.train.crops.network import CropNetwork
+from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
     Sample,
     Samples,
@@ -189,17 +189,28 @@ def test_the_log_counts_the_negatives_that_are_not_used():
 def test_augmentation_without_a_change_is_one_of_48_symmetries_of_what_inference_sees():
     still = dataclasses.replace(CropConfig(), shift_mm=0, rotation_degrees=0, scale=0, noise_hu=0, offset_hu=0)
     stored = torch.from_numpy(np.random.default_rng(0).integers(-1000, 400, [STORED_SIDE] * 3).astype(np.int16))
-    middle = cut_middle(stored).float()
+    inferred = [view[0] for view in split_views(cut_middle(stored)[None])]
     assert len(SYMMETRIES) == 48
-    sparse = (slice(None, None, 11),) * 3
-    symmetric = [middle.permute(order).flip(flips)[sparse] for order, flips in SYMMETRIES]
+    sparse = (slice(None, None, 5),) * 3
+    symmetric = [[view.permute(order).flip(flips)[sparse] for view in inferred] for order, flips in SYMMETRIES]
     seen = set()
     for seed in range(40):
-        crop = augment_crop(stored, still, seed)
-        matches = [index for index, one in enumerate(symmetric) if torch.allclose(crop[sparse], one, atol=0.1)]
+        views = augment_crop(stored, still, seed)
+        matches = [
+            index
+            for index, one in enumerate(symmetric)
+            if all(torch.allclose(view[sparse], expected, atol=0.1) for view, expected in zip(views, one, strict=True))
+        ]
         assert len(matches) == 1
         seen.update(matches)
     assert len(seen) > 15
+
+
+def test_the_views_of_a_crop_are_its_middle_and_its_means():
+    crop = np.random.default_rng(0).integers(-1000, 400, [2, SIDE, SIDE, SIDE]).astype(np.int16)
+    fine, coarse = split_views(torch.from_numpy(crop))
+    np.testing.assert_array_equal(fine, crop[:, 12:36, 12:36, 12:36])
+    np.testing.assert_allclose(coarse, crop.reshape(2, 24, 2, 24, 2, 24, 2).mean((2, 4, 6)), atol=0.01)
 
 
 def test_a_warp_is_that_of_the_scan():
@@ -212,23 +223,27 @@ def test_a_warp_is_that_of_the_scan():
     angle, scale, shift = np.radians(10), 1.05, np.array([1.5, -2.0, 0.5])
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     matrix = torch.from_numpy(np.hstack([scale * turn, shift[:, None]]).astype(np.float32))
-    warped = _warp(stored.float(), matrix).numpy()
+    fine = _warp(stored.float(), matrix, 1)
+    coarse = _warp(halve(stored.float()[None])[0], matrix, 2)
     # crop offset u -> voxel c + M u + shift; so an affine that maps this voxel to u + c gives the same crop
     back = np.eye(4)
     back[:3, :3] = np.linalg.inv(scale * turn)
     back[:3, 3] = center - back[:3, :3] @ (np.array(center) + shift)
-    expected = cut_crop(image, back, center)
-    # at the corners the warp reaches beyond the margin, where the border of the stored crop repeats
-    inner = (slice(4, -4),) * 3
-    np.testing.assert_allclose(warped[inner], expected[inner], atol=2)
+    expected_fine, expected_coarse = split_views(torch.from_numpy(cut_crop(image, back, center))[None])
+    np.testing.assert_allclose(fine, expected_fine[0], atol=2)
+    # at the corners the warp reaches beyond the margin, where the border of the stored crop repeats; between samples
+    # of 2 mm the field is smoothed
+    inner = (slice(3, -3),) * 3
+    np.testing.assert_allclose(coarse[inner], expected_coarse[0][inner], atol=5)
 
 
 def test_a_shift_reaches_three_millimeters_and_no_farther():
     still = dataclasses.replace(CropConfig(), rotation_degrees=0, scale=0, noise_hu=0, offset_hu=0)
     stored = torch.full([STORED_SIDE] * 3, -1000, dtype=torch.int16)
     stored[30, 30, 30] = 1000
-    places = [np.unravel_index(int(augment_crop(stored, still, seed).argmax()), [SIDE] * 3) for seed in range(60)]
-    offsets = np.abs(np.array(places) - (SIDE - 1) / 2)
+    views = [augment_crop(stored, still, seed)[0] for seed in range(60)]
+    places = [np.unravel_index(int(view.argmax()), view.shape) for view in views]
+    offsets = np.abs(np.array(places) - (VIEW_SIDE - 1) / 2)
     assert 2.5 <= offsets.max() <= 3.5
     assert MARGIN >= 3
 
@@ -242,10 +257,10 @@ def test_the_lump_in_the_middle_is_measured():
     assert measure_lump(np.full([48] * 3, -850, dtype=np.int16)) == 0
 
 
-def test_the_network_has_half_a_million_weights_and_malignancy_has_its_own():
+def test_the_network_has_0_4_million_weights_and_malignancy_has_its_own():
     network = CropNetwork(malignancy=True)
-    assert 4e5 < sum(weight.numel() for weight in CropNetwork().parameters()) < 6e5
-    nodule_logits, malignancy = network.eval()(torch.zeros(2, 48, 48, 48))
+    assert 3e5 < sum(weight.numel() for weight in CropNetwork().parameters()) < 5e5
+    nodule_logits, malignancy = network.eval()(torch.zeros(2, 24, 24, 24), torch.zeros(2, 24, 24, 24))
     assert nodule_logits.shape == malignancy.shape == (2,)
 
 

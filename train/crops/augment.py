@@ -6,6 +6,7 @@
 3. An offset in HU, and for half of the crops noise.
 """
 
+import math
 from itertools import permutations, product
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from slicemill.ct.crops import SIDE
+from slicemill.train.crops.network import VIEW_SIDE, halve, split_views
 from slicemill.train.crops.settings import CropConfig
 
 MARGIN = 6
@@ -31,25 +33,35 @@ def cut_middle(crop: Tensor, shift: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
     return crop[z : z + SIDE, y : y + SIDE, x : x + SIDE]
 
 
-def augment_crop(stored: Tensor, config: CropConfig, seed: int) -> Tensor:
-    """Return a changed crop float32[48, 48, 48], HU, of a stored one int16[60, 60, 60]."""
+def augment_crop(stored: Tensor, config: CropConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the views of a changed crop, float32[24, 24, 24], HU, of a stored one int16[60, 60, 60].
+
+    Both views have the same change. Their noise is independent; that of the wide one, whose samples are means of eight,
+    is smaller.
+    """
     rng = np.random.default_rng(seed)
     if rng.random() < 0.5:
         reach = int(config.shift_mm)
-        crop = cut_middle(stored, tuple(rng.integers(-reach, reach + 1, 3).tolist())).float()
+        crop = cut_middle(stored, tuple(rng.integers(-reach, reach + 1, 3).tolist()))
+        fine, coarse = (view[0] for view in split_views(crop[None]))
     else:
-        crop = _warp(stored.float(), _draw_matrix(config, rng))
+        matrix, whole = _draw_matrix(config, rng), stored.float()
+        fine, coarse = _warp(whole, matrix, 1), _warp(halve(whole[None])[0], matrix, 2)
     order, flips = SYMMETRIES[rng.integers(len(SYMMETRIES))]
-    crop = crop.permute(order).flip(flips)
-    crop = crop + rng.uniform(-config.offset_hu, config.offset_hu)
+    offset, noise = rng.uniform(-config.offset_hu, config.offset_hu), 0.0
     if config.noise_hu and rng.random() < 0.5:
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        crop = crop + rng.uniform(0, config.noise_hu) * torch.randn(crop.shape, generator=generator)
-    return crop.contiguous()
+        noise = rng.uniform(0, config.noise_hu)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+    def change(view: Tensor, deviation: float) -> Tensor:
+        view = view.permute(order).flip(flips) + offset
+        return view + deviation * torch.randn(view.shape, generator=generator) if deviation else view
+
+    return change(fine, noise), change(coarse, noise / math.sqrt(8))
 
 
 def _draw_matrix(config: CropConfig, rng: np.random.Generator) -> Tensor:
-    """Return float32[3, 4]: x y z from the middle of the crop to x y z from the middle of the stored one, samples."""
+    """Return float32[3, 4]: x y z from the middle of the crop to x y z from the middle of the stored one, mm."""
     axis = rng.normal(size=3)
     x, y, z = axis / np.linalg.norm(axis)
     angle = np.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
@@ -60,12 +72,12 @@ def _draw_matrix(config: CropConfig, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.hstack([scale * turn, shift]).astype(np.float32))
 
 
-def _warp(stored: Tensor, matrix: Tensor) -> Tensor:
-    """Interpolate a crop float32[48, 48, 48] from a stored one float32[60, 60, 60]."""
+def _warp(stored: Tensor, matrix: Tensor, spacing: int) -> Tensor:
+    """Interpolate a view float32[24, 24, 24] from a stored crop, float32[side, side, side], `spacing` mm apart."""
     # grid_sample's coordinates run from -1 to 1 between the outer faces of the samples, in both grids
-    share = torch.tensor(SIDE / STORED_SIDE)
-    theta = torch.cat([matrix[:, :3] * share, matrix[:, 3:] * (2 / STORED_SIDE)], dim=1)
-    grid = torch.nn.functional.affine_grid(theta[None], [1, 1, SIDE, SIDE, SIDE], align_corners=False)
+    side = stored.shape[0]
+    theta = torch.cat([matrix[:, :3] * (VIEW_SIDE / side), matrix[:, 3:] * (2 / (side * spacing))], dim=1)
+    grid = torch.nn.functional.affine_grid(theta[None], [1, 1, *[VIEW_SIDE] * 3], align_corners=False)
     sampled = torch.nn.functional.grid_sample(
         stored[None, None], grid, mode="bilinear", padding_mode="border", align_corners=False
     )

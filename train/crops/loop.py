@@ -50,7 +50,7 @@ from slicemill.train.crops.folder import (
     write_run,
 )
 from slicemill.train.crops.metrics import CropEpoch, measure_epoch, measure_sizes
-from slicemill.train.crops.network import CropNetwork
+from slicemill.train.crops.network import CropNetwork, split_views
 from slicemill.train.crops.samples import draw_epoch, join_samples
 from slicemill.train.crops.settings import CropConfig
 from slicemill.train.network.step import MAX_GRADIENT, learning_rate
@@ -68,6 +68,10 @@ from slicemill.train.run.device import choose_device, use_cores
 from slicemill.train.run.epoch import combine_seeds
 from slicemill.train.run.interrupt import catch_stop_signals
 
+SMOOTHING = 0.05
+"""Label smoothing: the classes are trained as 0.025 and 0.975 (Szegedy et al. 2016)."""
+LAST_LAYER = "malignancy.answer."
+"""Beginning of the names of the weights that learn first."""
 LAYER_SHARE = 1 / 3
 """Share of a training of malignancy in which only the last layer learns."""
 
@@ -97,9 +101,11 @@ class CropTraining:
     sizes: npt.NDArray[np.float64]
     """float64[n], mm: sizes of the validation samples."""
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Return logits float[b] of the question that is trained."""
-        return self.network.malignancy_logits(image) if self.malignancy else self.network(image)[0]
+    def logits(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return logits float[b] of the question that is trained; views float32[b, 24, 24, 24], HU."""
+        low, high = self.config.window_low, self.config.window_high
+        views = [normalize(view, low, high).to(self.device) for view in (fine, coarse)]
+        return self.network.malignancy_logits(*views) if self.malignancy else self.network(*views)[0]
 
     def set_mode(self, share: float) -> None:
         """Set which weights learn after a share of the run, and whose batch norm follows the batch."""
@@ -108,7 +114,7 @@ class CropTraining:
             only_layer = share < LAYER_SHARE
             self.network.malignancy.train(not only_layer)
             for name, weight in self.network.named_parameters():
-                layer = name.startswith(f"malignancy.{len(self.network.malignancy) - 1}.")
+                layer = name.startswith(LAST_LAYER)
                 weight.requires_grad_(layer or (name.startswith("malignancy.") and not only_layer))
 
 
@@ -186,6 +192,7 @@ def prepare_crops(
     data = CropData(train=parts[0], validation=parts[1], crops=open_crops(run / CROPS, store, join_samples(parts)))
     torch.manual_seed(config.seed)
     network = (CropNetwork() if base is None else load_base(base, malignancy=True)).to(device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return CropTraining(
         config=config,
         malignancy=model.malignancy,
@@ -294,13 +301,14 @@ def train_crop_epoch(training: CropTraining, state: CropState, stop: Callable[[]
 def _take_step(training: CropTraining, chosen: Sequence[int], place: tuple[int, int]) -> float:
     """Take one step on the crops `chosen` of the training part, and return its loss."""
     config, samples = training.config, training.data.train.used
-    crops = [
+    views = [
         augment_crop(to_tensor(training.data.crops[index]), config, combine_seeds(config.seed, *place, row))
         for row, index in enumerate(chosen)
     ]
-    image = normalize(torch.stack(crops), config.window_low, config.window_high).to(training.device)
+    fine, coarse = map(torch.stack, zip(*views, strict=True))
     truth = torch.tensor([float(samples[index].positive) for index in chosen], device=training.device)
-    loss = nn.functional.binary_cross_entropy_with_logits(training.logits(image), truth)
+    target = truth * (1 - SMOOTHING) + SMOOTHING / 2
+    loss = nn.functional.binary_cross_entropy_with_logits(training.logits(fine, coarse), target)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise ConfigError(f"epoch {place[0]}, step {place[1] + 1}: the loss is {value}. Lower learning_rate.")
@@ -321,8 +329,7 @@ def score_crops(training: CropTraining) -> npt.NDArray[np.float64]:
     for start in range(0, count, config.batch):
         rows = range(first + start, first + min(start + config.batch, count))
         crops = torch.stack([cut_middle(to_tensor(data.crops[row])) for row in rows])
-        image = normalize(crops, config.window_low, config.window_high).to(training.device)
-        parts.append(torch.sigmoid(training.logits(image)).cpu().numpy().astype(np.float64))
+        parts.append(torch.sigmoid(training.logits(*split_views(crops))).cpu().numpy().astype(np.float64))
     return np.concatenate(parts)
 
 

@@ -36,9 +36,9 @@ class CropConfig:
     """HU shown to the network as its lowest value."""
     window_high: float = 400.0
     """HU shown to the network as its highest value."""
-    batch: int = 32
+    batch: int = 64
     """Crops per step, half of them of each class."""
-    epochs: int = 30
+    epochs: int = 100
     """Number of epochs; in each, about every positive crop is drawn once."""
     max_minutes: float = 0.0
     """Time limit of training in minutes; 0 means no limit."""

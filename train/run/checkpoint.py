@@ -18,6 +18,8 @@ from slicemill.common.files import atomic_write, open_regular, to_json
 from slicemill.train.run.metrics import Cell, EpochMetrics, metrics_from_row
 
 BEST, LAST = "best.safetensors", "last.safetensors"
+LONGEST_CAUSE = 120
+"""Characters of a cause in a message: torch lists all weights that differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +91,17 @@ def load_weights(path: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: is not a checkpoint of this network ({_find_cause(error)}).") from error
+        raise ModelError(
+            f"{path}: is not a checkpoint of this network ({_find_cause(error)}). Another version may have trained it; "
+            "train again into another folder."
+        ) from error
 
 
 def _find_cause(error: Exception) -> str:
-    """Return the first line of a message that is not the heading of a list."""
+    """Return the first line of a message that is not the heading of a list, shortened."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.endswith(":")), type(error).__name__).rstrip(".")
+    cause = next((line for line in lines if line and not line.endswith(":")), type(error).__name__).rstrip(".")
+    return cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]}..."
 
 
 def save_progress(run: Path, state: State, parts: Mapping[str, nn.Module | Tensor], optimizer: Optimizer) -> None:
