@@ -311,6 +311,28 @@ def test_an_upload_goes_on_after_a_lost_connection(shown, served, tmp_path):
     shown.faults.clear()
 
 
+@pytest.mark.slow
+def test_an_upload_that_gets_on_is_tried_as_often_as_it_takes(shown, tmp_path):
+    """Ten retries are for bytes that do not arrive, not for a long upload over a bad connection."""
+    path = write_nifti(tmp_path / "long.nii")
+    puts = []
+
+    def lose(route):
+        if route.request.method == "PUT":
+            puts.append(route.request.url)
+            route.abort()
+        else:
+            route.fulfill(json={"bytes": 10 * len(puts), "is_complete": len(puts) == 13})
+
+    shown.page.route("**/files**", lose)
+    shown.page.set_input_files("#files", path)
+    deadline = time.monotonic() + 60
+    while len(puts) < 13:
+        assert time.monotonic() < deadline, len(puts)
+        shown.page.wait_for_timeout(100)
+    shown.faults.clear()
+
+
 def test_a_file_that_cannot_be_read_is_reported_at_once(shown, tmp_path):
     path = write_nifti(tmp_path / "gone.nii")
     sent = []

@@ -69,7 +69,7 @@ export async function sendFiles(job, files, signal, onMessage) {
  * @param {(number: number, isLost: boolean) => void} onLost */
 async function sendFile(job, number, { file, name }, signal, onLost) {
   const path = `/api/jobs/${job}/files`;
-  for (let offset = 0, tries = 0; ; tries++) {
+  for (let offset = 0, most = 0, tries = 0; ; tries++) {
     const words = `name=${encodeURIComponent(name.slice(-300))}&number=${number}&offset=${offset}`;
     try {
       await request(`${path}?${words}`, { method: "PUT", body: file.slice(offset), signal });
@@ -86,6 +86,8 @@ async function sendFile(job, number, { file, name }, signal, onLost) {
     if (answer) onLost(number, false);
     if (arrived?.is_complete) return;
     offset = arrived?.bytes ?? 0;
+    if (offset > most) tries = 0; // more has arrived than before
+    most = Math.max(most, offset);
   }
 }
 
