@@ -225,7 +225,8 @@ def write_tuning(path: Path, card: CropCard, chosen: ClassifierTuning, tuned: Cr
     """
     known = None if isinstance(chosen.calibration, NotCalibrated) else chosen.calibration
     thresholds = {str(one.rate): one.threshold for one in chosen.thresholds}
-    card = replace(card, thresholds=thresholds, tuned=tuned, calibration=known)
+    sensitivity = {str(one.rate): one.detected / one.nodules for one in chosen.thresholds}
+    card = replace(card, thresholds=thresholds, sensitivity=sensitivity, tuned=tuned, calibration=known)
     target = path.resolve()
     if path.suffix != BUNDLE_SUFFIX:
         write_bytes(target, _replace_card(read_file(target), card))

@@ -95,6 +95,8 @@ class CropCard:
     thresholds: dict[str, Probability] = field(default_factory=dict)
     """Threshold of the probability of a nodule by false alarms a scan on validation, like ``{"1": 0.83, "4": 0.61}``;
     empty if unknown. With a calibration, it is one of calibrated probabilities."""
+    sensitivity: dict[str, Probability] = field(default_factory=dict)
+    """Share of the nodules that reach each of `thresholds` on these cases; empty if unknown."""
     tuned: CropTuning | None = None
     """What `thresholds` were chosen on; None without thresholds."""
     calibration: CropCalibration | None = None

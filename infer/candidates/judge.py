@@ -134,6 +134,7 @@ class CandidateJudge:
             classifier="" if self.classifier is None else self.classifier.path.name,
             classifier_sha256="" if self.classifier is None else self.classifier.sha256,
             thresholds={} if self.classifier is None else dict(self.classifier.card.thresholds),
+            sensitivity={} if self.classifier is None else dict(self.classifier.card.sensitivity),
             calibration=self._state_calibration(),
             found=counts.found,
             outside_organ=counts.outside_organ,

@@ -6,8 +6,9 @@ challenge's program and `slicemill froc` read it. Every candidate is in it, what
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from slicemill.common.documents import read_document, to_document
 from slicemill.common.files import write_csv, write_json
@@ -56,6 +57,8 @@ class ThresholdAtRate:
     """False alarms a scan, at most, on the cases it was chosen on."""
     threshold: float
     """A candidate counts from this probability on."""
+    sensitivity: float | None = None
+    """Share of the nodules that reach it on these cases; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,8 @@ class ScanCandidates:
     """Its hash; empty without one."""
     thresholds: dict[str, float]
     """Threshold of the probability by false alarms a scan; empty if the classifier has none."""
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    """Share of the nodules of the tuning cases that reach each threshold; empty if unknown."""
     calibration: dict[str, float] | None = None
     """The numbers that the classifier's output was calibrated with (`slicemill.infer.calibration`); None if it was
     not."""
@@ -90,16 +95,21 @@ class ScanCandidates:
     @property
     def rates(self) -> tuple[ThresholdAtRate, ...]:
         """Return the thresholds, the fewest false alarms first."""
-        return sort_thresholds(self.thresholds)
+        return sort_thresholds(self.thresholds, self.sensitivity)
 
 
-def sort_thresholds(thresholds: Mapping[str, float]) -> tuple[ThresholdAtRate, ...]:
+def sort_thresholds(
+    thresholds: Mapping[str, float], sensitivity: Mapping[str, float] = MappingProxyType({})
+) -> tuple[ThresholdAtRate, ...]:
     """Return the thresholds of a classifier's metadata, the fewest false alarms first.
 
     >>> [one.rate for one in sort_thresholds({"4": 0.2, "0.5": 0.9})]
     [0.5, 4.0]
     """
-    rates = [ThresholdAtRate(rate=float(rate), threshold=value) for rate, value in thresholds.items()]
+    rates = [
+        ThresholdAtRate(rate=float(rate), threshold=value, sensitivity=sensitivity.get(rate))
+        for rate, value in thresholds.items()
+    ]
     return tuple(sorted(rates, key=lambda one: one.rate))
 
 

@@ -18,6 +18,8 @@ from slicemill.infer.candidates.records import CandidateRow, ScanCandidates, is_
 from slicemill.infer.candidates.views import STRIP, STRIP_PX, VIEW_PX, draw_views
 from tests.infer.networks import CROP_CARD, write_classifier, write_lung_model, write_model
 
+TUNED = {"thresholds": {"1": 0.9, "4": 0.5}, "sensitivity": {"1": 0.7}}
+
 
 def make_row(number=1, xyz=(0.0, 0.0, 0.0), **values):
     fields = {"probability": 0.5, "diameter_mm": 6.0, "volume_ml": 0.1, "slice": 20, "peak": 0.9} | values
@@ -165,7 +167,7 @@ def run(tmp_path):
             voxels[((z - 10) * 1.25) ** 2 + ((y - 30) * 0.8) ** 2 + ((x - 20) * 0.8) ** 2 <= 16] = 0
         write_nifti(tmp_path / "scans" / f"{name}.nii.gz", voxels.astype(np.int16), (1.25, 0.8, 0.8))
     model = write_lung_model(tmp_path / "lung.onnx")
-    judge = write_classifier(tmp_path / "cls.onnx", card=CROP_CARD | {"thresholds": {"1": 0.9, "4": 0.5}})
+    judge = write_classifier(tmp_path / "cls.onnx", card=CROP_CARD | TUNED)
     out = tmp_path / "out"
 
     def run(*options):
@@ -185,7 +187,10 @@ def test_a_run_writes_a_page_for_each_scan_and_one_of_all(run):
     assert "at or above 0.900, about 1 false mark a scan" in text
     page = read_page((run.out / "p 1" / "a#1.candidates.html").read_text())
     assert (page["scan"], len(page["candidates"])) == ("a#1", 1)
-    assert page["thresholds"] == [{"rate": 1.0, "threshold": 0.9}, {"rate": 4.0, "threshold": 0.5}]
+    assert page["thresholds"] == [
+        {"rate": 1.0, "threshold": 0.9, "sensitivity": 0.7},
+        {"rate": 4.0, "threshold": 0.5, "sensitivity": None},
+    ]
     assert page["candidates"][0]["views"]
     assert run("--classifier", run.judge, "--viewer-mb", "0") == ["candidates.html"]
     text = (run.out / "candidates.html").read_text()

@@ -95,6 +95,7 @@ def test_the_command_writes_thresholds_into_the_file(crop_store, tmp_path):
     assert list(after.card.thresholds) == ["1", "4"]
     assert after.card.tuned == {"cases": 2, "part": "all", "nodules": 4}
     assert after.card.thresholds["1"] == document["thresholds"][0]["threshold"]
+    assert after.card.sensitivity == {str(one["rate"]): one["detected"] / 4 for one in document["thresholds"]}
     crops = np.random.default_rng(0).integers(-900, 0, (3, 48, 48, 48)).astype(np.int16)
     np.testing.assert_array_equal(after.run(crops).nodule, before.run(crops).nodule)
     write_tuning(path, after.card, ClassifierTuning(calibration=NotCalibrated(reason=""), thresholds=()), None)

@@ -71,11 +71,12 @@ export class CandidateTable {
     }
   }
 
-  /** @param {{candidates: Candidate[], thresholds: Record<string, number>}} found */
-  fill({ candidates, thresholds }) {
+  /** @typedef {Record<string, number>} Numbers by rate
+   * @param {{candidates: Candidate[], thresholds: Numbers, sensitivity: Numbers}} found */
+  fill({ candidates, thresholds, sensitivity }) {
     this.candidates = candidates;
     this.rates = Object.entries(thresholds)
-      .map(([rate, threshold]) => ({ rate: Number(rate), threshold }))
+      .map(([rate, threshold]) => ({ rate: Number(rate), threshold, sensitivity: sensitivity[rate] }))
       .sort((a, b) => a.rate - b.rate);
     byId("candidate-rates", HTMLElement).replaceChildren(
       ...this.rates.map(({ rate, threshold }) =>

@@ -3,7 +3,7 @@
 
 import { counted } from "./dom.js";
 
-/** @typedef {{rate: number, threshold: number}} Rate */
+/** @typedef {{rate: number, threshold: number, sensitivity?: number | null}} Rate */
 /**
  * @typedef {object} Candidate What slicemill/infer/candidates/records.py writes.
  * @property {number} number
@@ -40,11 +40,24 @@ export function describeRate(rates, threshold) {
   return `about ${Math.min(least, most)} to ${marks(Math.max(least, most))}`;
 }
 
+/** Return what is known of the nodules found at a threshold: a lower one finds no fewer.
+ * @param {Rate[]} rates @param {number} threshold */
+export function describeFound(rates, threshold) {
+  const known = rates.flatMap((one) => (typeof one.sensitivity === "number" ? [{ ...one, s: one.sensitivity }] : []));
+  const least = Math.max(...known.filter((one) => one.threshold >= threshold).map(({ s }) => s));
+  const most = Math.min(...known.filter((one) => one.threshold <= threshold).map(({ s }) => s));
+  if (!known.length) return "";
+  if (least === most) return `, ${format(least, 2)} of nodules found`;
+  const limit = Number.isFinite(least) ? `at least ${format(least, 2)}` : `at most ${format(most, 2)}`;
+  return `, ${limit} of nodules found`;
+}
+
 /** Return a line about a threshold. @param {Candidate[]} candidates @param {Rate[]} rates @param {number} threshold */
 export function describeThreshold(candidates, rates, threshold) {
   const above = listAbove(candidates, threshold).length;
   const all = counted(candidates.length, "candidate");
-  return `${above} of ${all} at ${format(threshold, 3)} or above; ${describeRate(rates, threshold)}`;
+  const expected = describeRate(rates, threshold) + describeFound(rates, threshold);
+  return `${above} of ${all} at ${format(threshold, 3)} or above; ${expected}`;
 }
 
 /** @param {number} value @param {number} digits */
