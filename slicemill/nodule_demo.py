@@ -57,7 +57,7 @@ class DemoAmounts:
     """Epochs of the segmentation."""
     steps: int = 700
     """Batches in each of these epochs."""
-    crop_epochs: int = 6
+    crop_epochs: int = 24
     """Epochs of the classifier; each draws about as many crops as there are of nodules."""
 
     def settings(self) -> str:
@@ -74,7 +74,7 @@ class DemoAmounts:
         return [Step(name=name, seconds=seconds) for name, seconds in (
             ("phantom", 40 * trained), ("phantom", 12 * unseen), ("ingest", 7 * trained), ("ingest", 4 * unseen),
             ("train", 200 * fitted), ("export", 6), ("infer", 40 * trained), ("ingest", 7 * trained),
-            ("train", 90 * classified), ("export", 6), ("tune", 5 * trained), ("infer", 15 * unseen),
+            ("train", 100 * classified), ("export", 6), ("tune", 5 * trained), ("infer", 15 * unseen),
             ("infer", 14 * unseen), ("froc", 4), ("froc", 4),
         )]  # fmt: skip
 

@@ -139,7 +139,7 @@ def test_the_settings_are_those_of_the_recipe_but_for_few(tmp_path):
 def test_the_time_grows_with_the_amounts():
     usual = sum(step.seconds for step in DemoAmounts().steps_of_demo())
     assert usual < 8 * 60
-    for more in ({"cases": 48}, {"test_cases": 16}, {"steps": 900}, {"epochs": 12}, {"crop_epochs": 12}):
+    for more in ({"cases": 48}, {"test_cases": 16}, {"steps": 900}, {"epochs": 12}, {"crop_epochs": 48}):
         assert sum(step.seconds for step in DemoAmounts(**more).steps_of_demo()) > usual
 
 

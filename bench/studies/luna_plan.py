@@ -22,7 +22,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 JOIN: Kind = "join"
-CROP_EPOCHS = 30
+CROP_EPOCHS = 100
 """Default of `train --crops`, for the estimate of its time (`slicemill.train.crops.settings`)."""
 
 

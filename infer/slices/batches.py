@@ -148,6 +148,10 @@ class Batcher:
         self._scans = deque(entry for entry in self._scans if entry[0] is not scan)
         self.waiting = sum(len(units) for _, units in self._scans)
 
+    def holds(self, scan: NetworkScan) -> bool:
+        """Return whether units of a scan wait."""
+        return any(entry[0] is scan for entry in self._scans)
+
     def is_full(self) -> bool:
         """Return whether enough units wait for a full batch."""
         return self.waiting >= self._capacity.labels

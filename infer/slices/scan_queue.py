@@ -25,7 +25,8 @@ AHEAD_BATCHES = 32
 SMALLEST_SHARE = 8
 """Part of a full batch, an eighth, below which what is left is not divided further. Not tuned."""
 LINGER_SECONDS = 0.05
-"""How long a batch that is not full waits when no reader is busy: readers are briefly not busy between scans."""
+"""How long a batch that is not full waits when no reader is busy, but something may still come: readers are briefly not
+busy between scans, and a scan may ask for more slices once those in the network are labeled."""
 
 
 class Stopped(Exception):  # noqa: N818 (not an error: the run is ending)
@@ -134,9 +135,10 @@ class ScanQueue:
         with self._changed:
             while not self._stopped:
                 if self._batcher.is_full():
-                    return self._next(is_last=not self._readers)
+                    return self._next(is_last=not self._busy)
                 if self._batcher.waiting and not self._busy:
-                    self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
+                    if self._may_grow():
+                        self._changed.wait_for(self._may_fill, timeout=LINGER_SECONDS)
                     if self._batcher.waiting and not self._may_fill():
                         return self._next(is_last=True)
                 elif not self._batcher.waiting and not self._readers and not self._undecided:
@@ -151,6 +153,10 @@ class ScanQueue:
         batch = self._batcher.next(share if is_last else None)
         self._changed.notify_all()
         return batch
+
+    def _may_grow(self) -> bool:
+        """Return whether a reader, or a scan none of whose slices waits, may add slices."""
+        return self._readers > 0 or not all(map(self._batcher.holds, self._undecided))
 
     def _may_fill(self) -> bool:
         return self._stopped or self._batcher.is_full() or bool(self._busy) or not self._batcher.waiting

@@ -8,6 +8,7 @@ import pytest
 
 from slicemill.common.errors import ScanError
 from slicemill.infer.runtime.capacity import Capacity
+from slicemill.infer.slices import scan_queue
 from slicemill.infer.slices.scan_queue import LINGER_SECONDS, ScanQueue, Stopped
 from tests.infer.fakes import planned
 
@@ -42,6 +43,17 @@ def test_the_last_slices_are_divided_among_the_lanes():
     while (batch := queue.take()) is not None:
         sizes.append(len(batch.units))
     assert sizes == [6, 3, 1, 1]
+
+
+def test_what_nothing_can_fill_does_not_linger(monkeypatch):
+    monkeypatch.setattr(scan_queue, "LINGER_SECONDS", 1000)
+    queue = ScanQueue(Capacity(8, 8), 100, sharers=2)
+    queue.add(scan(6))
+    taken = []
+    lane = threading.Thread(target=lambda: taken.extend(queue.take() for _ in range(3)), daemon=True)
+    lane.start()
+    lane.join(30)
+    assert [len(batch.units) for batch in taken] == [3, 2, 1]
 
 
 def test_what_is_left_is_not_divided_below_an_eighth_of_a_batch():

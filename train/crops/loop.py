@@ -50,7 +50,7 @@ from slicemill.train.crops.folder import (
     write_run,
 )
 from slicemill.train.crops.metrics import CropEpoch, measure_epoch, measure_sizes
-from slicemill.train.crops.network import CropNetwork, split_views
+from slicemill.train.crops.network import CropNetwork, average_mirrored, split_views
 from slicemill.train.crops.samples import draw_epoch, join_samples
 from slicemill.train.crops.settings import CropConfig
 from slicemill.train.network.step import MAX_GRADIENT, learning_rate
@@ -70,7 +70,7 @@ from slicemill.train.run.interrupt import catch_stop_signals
 
 SMOOTHING = 0.05
 """Label smoothing: the classes are trained as 0.025 and 0.975 (Szegedy et al. 2016)."""
-LAST_LAYER = "malignancy.answer."
+LAST_LAYER = "malignancy.answer.4."
 """Beginning of the names of the weights that learn first."""
 LAYER_SHARE = 1 / 3
 """Share of a training of malignancy in which only the last layer learns."""
@@ -321,7 +321,7 @@ def _take_step(training: CropTraining, chosen: Sequence[int], place: tuple[int, 
 
 @torch.no_grad()
 def score_crops(training: CropTraining) -> npt.NDArray[np.float64]:
-    """Return float64[n]: the probability of the positive class of each validation crop, not augmented."""
+    """Return float64[n]: the probability of the positive class of each validation crop, as inference computes it."""
     config, data = training.config, training.data
     training.network.eval()
     first, count = len(data.train.used), len(data.validation.used)
@@ -329,7 +329,8 @@ def score_crops(training: CropTraining) -> npt.NDArray[np.float64]:
     for start in range(0, count, config.batch):
         rows = range(first + start, first + min(start + config.batch, count))
         crops = torch.stack([cut_middle(to_tensor(data.crops[row])) for row in rows])
-        parts.append(torch.sigmoid(training.logits(*split_views(crops))).cpu().numpy().astype(np.float64))
+        logits = average_mirrored(training.logits, *split_views(crops))
+        parts.append(torch.sigmoid(logits).cpu().numpy().astype(np.float64))
     return np.concatenate(parts)
 
 

@@ -181,6 +181,7 @@ def export_crops(
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
             thresholds=kept.thresholds,
+            sensitivity=kept.sensitivity,
             tuned=kept.tuned,
             calibration=kept.calibration,
             segmentation_sha256=segmentation_sha256,

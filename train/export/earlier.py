@@ -15,6 +15,7 @@ class EarlierThresholds:
     """The thresholds that a new file takes over, with the calibration that they are for."""
 
     thresholds: dict[str, float] = field(default_factory=dict)
+    sensitivity: dict[str, float] = field(default_factory=dict)
     tuned: CropTuning | None = None
     calibration: CropCalibration | None = None
 
@@ -53,7 +54,12 @@ def keep_thresholds(
         or earlier.segmentation_sha256 not in (None, segmentation_sha256)
     ):
         return EarlierThresholds()
-    return EarlierThresholds(thresholds=earlier.thresholds, tuned=earlier.tuned, calibration=earlier.calibration)
+    return EarlierThresholds(
+        thresholds=earlier.thresholds,
+        sensitivity=earlier.sensitivity,
+        tuned=earlier.tuned,
+        calibration=earlier.calibration,
+    )
 
 
 def describe_thresholds(path: Path, earlier: CropCard | None, card: CropCard) -> str:

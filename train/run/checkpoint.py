@@ -169,7 +169,9 @@ def load_checkpoint(run: Path, parts: Mapping[str, nn.Module | Tensor], optimize
             {"state": _optimizer_memory(tensors, optimizer), "param_groups": optimizer.state_dict()["param_groups"]}
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(f"{run}: its checkpoint cannot be read ({error}); start again with --overwrite.") from error
+        raise ModelError(
+            f"{run}: its checkpoint cannot be read ({_find_cause(error)}); start again with --overwrite."
+        ) from error
 
 
 def read_checkpoint_text(run: Path) -> str:

@@ -72,8 +72,8 @@ export class CandidateTable {
   }
 
   /** @typedef {Record<string, number>} Numbers by rate
-   * @param {{candidates: Candidate[], thresholds: Numbers, sensitivity: Numbers}} found */
-  fill({ candidates, thresholds, sensitivity }) {
+   * @param {{candidates: Candidate[], thresholds: Numbers, sensitivity?: Numbers}} found */
+  fill({ candidates, thresholds, sensitivity = {} }) {
     this.candidates = candidates;
     this.rates = Object.entries(thresholds)
       .map(([rate, threshold]) => ({ rate: Number(rate), threshold, sensitivity: sensitivity[rate] }))

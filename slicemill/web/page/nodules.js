@@ -47,9 +47,10 @@ export function describeFound(rates, threshold) {
   const least = Math.max(...known.filter((one) => one.threshold >= threshold).map(({ s }) => s));
   const most = Math.min(...known.filter((one) => one.threshold <= threshold).map(({ s }) => s));
   if (!known.length) return "";
-  if (least === most) return `, ${format(least, 2)} of nodules found`;
-  const limit = Number.isFinite(least) ? `at least ${format(least, 2)}` : `at most ${format(most, 2)}`;
-  return `, ${limit} of nodules found`;
+  const down = format(Math.floor(100 * least + 1e-9) / 100, 2); // 1.00 is all of them
+  const up = format(Math.ceil(100 * most - 1e-9) / 100, 2);
+  const share = least === most ? down : Number.isFinite(least) ? `at least ${down}` : `at most ${up}`;
+  return `, ${share} of nodules found on the tuning cases`;
 }
 
 /** Return a line about a threshold. @param {Candidate[]} candidates @param {Rate[]} rates @param {number} threshold */
