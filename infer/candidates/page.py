@@ -16,7 +16,13 @@ import numpy.typing as npt
 from slicemill.common.files import write_bytes
 from slicemill.common.html import render
 from slicemill.ct.page_slices import LOW_HU, MEBIBYTE, STEP_HU
-from slicemill.infer.candidates.records import PAGE_ENDING, CandidateRow, ScanCandidates, ThresholdAtRate
+from slicemill.infer.candidates.records import (
+    PAGE_ENDING,
+    CandidateRow,
+    ScanCandidates,
+    ThresholdAtRate,
+    count_marks,
+)
 from slicemill.infer.candidates.views import STRIP, STRIP_PX, VIEW_PX, CandidateViews, draw_views
 
 HEADER = (
@@ -112,7 +118,7 @@ def _list_figures(found: ScanCandidates) -> list[tuple[str, object]]:
         figures.append(("highest probability", _round(found.candidates[0].probability)))
         figures.append(("largest diameter, mm", round(max(one.diameter_mm for one in found.candidates), 1)))
     for rate in found.rates:
-        name = f"at or above {rate.threshold:.3f}, {_count_marks(rate.rate)}"
+        name = f"at or above {rate.threshold:.3f}, {count_marks(rate.rate)}"
         figures.append((name, sum(one.probability >= rate.threshold for one in found.candidates)))
     return figures
 
@@ -125,10 +131,6 @@ def _tabulate(one: CandidateRow) -> list[object]:
         one.number, _round(one.probability), malignancy, round(one.diameter_mm, 1), round(one.volume_ml, 3),
         one.slice + 1, *place,
     ]  # fmt: skip
-
-
-def _count_marks(rate: float) -> str:
-    return f"about {rate:g} false mark{'' if rate == 1 else 's'} a scan"
 
 
 def _round(probability: float) -> float:
@@ -151,7 +153,7 @@ def write_run_page(path: Path, scans: Mapping[str, ScanCandidates], stems: Mappi
         "infer/candidates/run_page.html",
         title="Candidates",
         header=["scan", "candidates", "highest probability", "highest malignancy", "largest, mm",
-                *(f"at or above {threshold:.3f}, {_count_marks(rate)}" for rate, threshold in rates),
+                *(f"at or above {threshold:.3f}, {count_marks(rate)}" for rate, threshold in rates),
                 "warnings"],
         rows=[
             [_link(stems[name], name) if pages[name] else name, *_summarize(scan, [one for _, one in rates])]

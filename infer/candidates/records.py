@@ -97,6 +97,33 @@ class ScanCandidates:
         """Return the thresholds, the fewest false alarms first."""
         return sort_thresholds(self.thresholds, self.sensitivity)
 
+    @property
+    def answer(self) -> str:
+        """Return the main result as one line: how many candidates reach each threshold."""
+        if not self.candidates:
+            return "candidates of nodules: none"
+        counts = [
+            f"{sum(one.probability >= rate.threshold for one in self.candidates)} at {rate.threshold:.3f} or above "
+            f"({count_marks(rate.rate)})"
+            for rate in self.rates
+        ]
+        listed = "; ".join(counts or [str(len(self.candidates))])
+        return f"candidates of nodules: {listed}; highest probability {self.candidates[0].probability:.2f}"
+
+
+def choose_answer(of_mask: str, candidates: ScanCandidates | None) -> str:
+    """Return the main result of a scan: that of its candidates if a classifier judged them; it judges no mask."""
+    return candidates.answer if candidates is not None and candidates.classifier else of_mask
+
+
+def count_marks(rate: float) -> str:
+    """Return a rate of false alarms in words.
+
+    >>> count_marks(1.0), count_marks(0.5)
+    ('about 1 false mark a scan', 'about 0.5 false marks a scan')
+    """
+    return f"about {rate:g} false mark{'' if rate == 1 else 's'} a scan"
+
 
 def sort_thresholds(
     thresholds: Mapping[str, float], sensitivity: Mapping[str, float] = MappingProxyType({})

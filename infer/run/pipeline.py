@@ -33,7 +33,13 @@ from slicemill.ct.pictures import save_png
 from slicemill.infer.candidates.judge import CandidateJudge
 from slicemill.infer.candidates.page import write_candidate_page, write_run_page
 from slicemill.infer.candidates.records import ENDING as CANDIDATES
-from slicemill.infer.candidates.records import PAGE_ENDING, ScanCandidates, read_scans, write_candidate_tables
+from slicemill.infer.candidates.records import (
+    PAGE_ENDING,
+    ScanCandidates,
+    choose_answer,
+    read_scans,
+    write_candidate_tables,
+)
 from slicemill.infer.inputs.dicom import require_series
 from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.classifier import Classifier
@@ -224,24 +230,23 @@ class BulkRun:
         job, loaded, out, info = current.job, current.loaded, self._ledger.out, self._model.info
         segmentation = current.scan.assembly.result()
         self.count_labeled(current, (len(loaded.volume) - segmentation.labeled) * len(current.scan.plan.tiles))
-        candidates = None
-        if self._judge is not None:  # before post-processing, which takes lumps away
-            with self._watch.timed("candidates"):
-                candidates = self._judge.judge(loaded, segmentation, job.name)
+        with self._watch.timed("candidates"):  # before post-processing, which takes lumps away
+            candidates = None if self._judge is None else self._judge.judge(loaded, segmentation, job.name)
         with self._watch.timed("post"):
             if self._options.postprocess:
                 probability = segmentation.tumor_probability
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, probability, loaded.volume)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmentation, job.name)
-            title = f"{job.stem}  {report.answer}" + ("  WARNING, see the report" if report.warnings else "")
+            answer = choose_answer(report.answer, candidates)
+            title = f"{job.stem}  {answer}" + ("  WARNING, see the report" if report.warnings else "")
             picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
         outcome = ScanOutcome(
             name=job.name,
             status="done",
             slices=len(loaded.volume),
             labeled=segmentation.labeled,
-            answer=report.answer,
+            answer=answer,
             warnings="; ".join([*report.warnings, *(candidates.warnings if candidates is not None else ())]),
         )
         with self._watch.timed("write"):

@@ -185,6 +185,10 @@ def test_a_run_writes_a_page_for_each_scan_and_one_of_all(run):
     text = (run.out / "candidates.html").read_text()
     assert 'href="./p%201/a%231.candidates.html"' in text
     assert "at or above 0.900, about 1 false mark a scan" in text
+    answers = [one["answer"] for one in json.loads((run.out / "summary.json").read_text())["outcomes"]]
+    assert answers[0].startswith("candidates of nodules: ")
+    assert " at 0.900 or above (about 1 false mark a scan); " in answers[0]
+    assert answers[1] == "candidates of nodules: none"
     page = read_page((run.out / "p 1" / "a#1.candidates.html").read_text())
     assert (page["scan"], len(page["candidates"])) == ("a#1", 1)
     assert page["thresholds"] == [

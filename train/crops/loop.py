@@ -74,6 +74,9 @@ LAST_LAYER = "malignancy.answer.4."
 """Beginning of the names of the weights that learn first."""
 LAYER_SHARE = 1 / 3
 """Share of a training of malignancy in which only the last layer learns."""
+BLOCK_RATE = 0.1
+"""Part of the learning rate with which its block learns afterwards: at the full rate, a block that knew nodules fell to
+one answer for all of 560."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,10 @@ class CropTraining:
         low, high = self.config.window_low, self.config.window_high
         views = [normalize(view, low, high).to(self.device) for view in (fine, coarse)]
         return self.network.malignancy_logits(*views) if self.malignancy else self.network(*views)[0]
+
+    def rate_share(self, share: float) -> float:
+        """Return the part of the learning rate that applies after a share of the run."""
+        return BLOCK_RATE if self.malignancy and share >= LAYER_SHARE else 1.0
 
     def set_mode(self, share: float) -> None:
         """Set which weights learn after a share of the run, and whose batch norm follows the batch."""
@@ -286,7 +293,7 @@ def train_crop_epoch(training: CropTraining, state: CropState, stop: Callable[[]
                 done = max(done, min(1.0, spent / (60 * config.max_minutes)))
             training.set_mode(done)
             for group in training.optimizer.param_groups:
-                group["lr"] = learning_rate(rates, done)
+                group["lr"] = learning_rate(rates, done) * training.rate_share(done)
             torch.manual_seed(combine_seeds(config.seed, number, step))  # of dropout
             losses.append(_take_step(training, chosen.tolist(), (number, step)))
             advance(len(chosen), f"loss {losses[-1]:.3f}")
