@@ -23,7 +23,14 @@ from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import points_sha256
 from slicemill.train.config import Config
 from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp, augment_crop, cut_middle
-from slicemill.train.crops.folder import CROPS, CropData, check_base_split, choose_crop_split, find_samples
+from slicemill.train.crops.folder import (
+    CROPS,
+    CropData,
+    check_base_split,
+    choose_crop_split,
+    find_samples,
+    load_base,
+)
 from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
@@ -335,6 +342,16 @@ def test_malignancy_changes_neither_trunk_nor_nodules(crop_store, nodule_run, tm
     assert (run / "split.json").read_text() == (nodule_run / "split.json").read_text()
 
 
+def test_malignancy_starts_from_no_answer_and_what_is_known_of_nodules(nodule_run):
+    """From the answer that all nodules are nodules, its hidden units died in the first steps."""
+    views = torch.linspace(-1, 1, 2 * 24**3).reshape(2, 24, 24, 24), torch.zeros(2, 24, 24, 24)
+    with torch.no_grad():
+        nodule, malignant = load_base(nodule_run, malignancy=True).eval()(*views)
+        (before,) = load_base(nodule_run, malignancy=False).eval()(*views)
+    assert torch.equal(nodule, before)
+    assert malignant.tolist() == [0, 0]
+
+
 def test_a_folder_of_other_settings_or_points_is_refused(crop_store, nodule_run, tmp_path):
     with pytest.raises(ConfigError, match=r"other settings \(seed 0 -> 7\)"):
         train_crops(crop_store, nodule_run, dataclasses.replace(QUICK, seed=7), log=quiet)
@@ -508,7 +525,6 @@ def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, cro
     from slicemill.infer.network.classifier import open_classifier
     from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
     from slicemill.store.nodules_file import read_bundle
-    from slicemill.train.crops.folder import load_base
     from slicemill.train.crops.network import CropGraph
 
     base, run = nodule_run, tmp_path / "malignancy"

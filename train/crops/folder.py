@@ -105,7 +105,8 @@ def is_crop_run(run: Path) -> bool:
 
 
 def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
-    """Return the best network of a run; with `malignancy`, its second last block starts as a copy of the first.
+    """Return the best network of a run; with `malignancy`, its second last block starts as a copy of the first
+    but for the answer itself.
 
     Raises
     ------
@@ -124,6 +125,8 @@ def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     for block in (extended.nodule, extended.malignancy):
         if block is not None:
             block.load_state_dict(network.nodule.state_dict())
+    if extended.malignancy is not None:
+        extended.malignancy.forget()
     return extended
 
 

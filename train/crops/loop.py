@@ -7,7 +7,7 @@
    repeats the epoch that was not finished. Every draw follows from seed, epoch and place in the epoch, so the result is
    that of an uninterrupted run, bit for bit on one machine.
 5. Malignancy starts from a run of nodule or not. Its trunk and its answer are frozen; a copy of the last block learns,
-   in the first third of the run its last layer only.
+   in the first third of the run its last two layers only.
 """
 
 import math
@@ -70,13 +70,10 @@ from slicemill.train.run.interrupt import catch_stop_signals
 
 SMOOTHING = 0.05
 """Label smoothing: the classes are trained as 0.025 and 0.975 (Szegedy et al. 2016)."""
-LAST_LAYER = "malignancy.answer.4."
-"""Beginning of the names of the weights that learn first."""
+LAST_LAYERS = "malignancy.answer."
+"""Beginning of the names of the weights that learn first: those of the last two layers."""
 LAYER_SHARE = 1 / 3
-"""Share of a training of malignancy in which only the last layer learns."""
-BLOCK_RATE = 0.1
-"""Part of the learning rate with which its block learns afterwards: at the full rate, a block that knew nodules fell to
-one answer for all of 560."""
+"""Share of a training of malignancy in which only these learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +107,16 @@ class CropTraining:
         views = [normalize(view, low, high).to(self.device) for view in (fine, coarse)]
         return self.network.malignancy_logits(*views) if self.malignancy else self.network(*views)[0]
 
-    def rate_share(self, share: float) -> float:
-        """Return the part of the learning rate that applies after a share of the run."""
-        return BLOCK_RATE if self.malignancy and share >= LAYER_SHARE else 1.0
-
     def set_mode(self, share: float) -> None:
         """Set which weights learn after a share of the run, and whose batch norm follows the batch."""
         self.network.train(not self.malignancy)
         if self.network.malignancy is not None:
-            only_layer = share < LAYER_SHARE
-            self.network.malignancy.train(not only_layer)
+            only_last = share < LAYER_SHARE
+            self.network.malignancy.train(not only_last)
+            self.network.malignancy.answer.train()
             for name, weight in self.network.named_parameters():
-                layer = name.startswith(LAST_LAYER)
-                weight.requires_grad_(layer or (name.startswith("malignancy.") and not only_layer))
+                layer = name.startswith(LAST_LAYERS)
+                weight.requires_grad_(layer or (name.startswith("malignancy.") and not only_last))
 
 
 def train_crops(
@@ -293,7 +287,7 @@ def train_crop_epoch(training: CropTraining, state: CropState, stop: Callable[[]
                 done = max(done, min(1.0, spent / (60 * config.max_minutes)))
             training.set_mode(done)
             for group in training.optimizer.param_groups:
-                group["lr"] = learning_rate(rates, done) * training.rate_share(done)
+                group["lr"] = learning_rate(rates, done)
             torch.manual_seed(combine_seeds(config.seed, number, step))  # of dropout
             losses.append(_take_step(training, chosen.tolist(), (number, step)))
             advance(len(chosen), f"loss {losses[-1]:.3f}")

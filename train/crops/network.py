@@ -85,6 +85,12 @@ class LastBlock(nn.Module):
             nn.Linear(HIDDEN, 1),
         )
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Make every answer 0. All nodules are nodules: from that answer on, another question would start far off."""
+        for parameter in self.answer[-1].parameters():
+            parameter.zero_()
+
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Return logits."""
         features = torch.cat([self.fine(fine).flatten(1), self.coarse(coarse).flatten(1)], dim=1)
