@@ -140,11 +140,11 @@ def demo(
         bool, typer.Option("--lungs", help="Chests with nodules: find them, judge them, and score both by FROC.")
     ] = False,
     cases: Annotated[
-        int | None, typer.Option(help="Phantoms to make: 60 by default; with --lungs 24, and 8 for tests.", min=12)
+        int | None, typer.Option(help="Phantoms to make: 36 by default; with --lungs 24, and 8 for tests.", min=12)
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of the training. By default 7 epochs of phantoms, or 4 minutes of --data.", min=1),
+        typer.Option(help="Epochs of the training. By default 12 epochs of phantoms, or 4 minutes of --data.", min=1),
     ] = None,
     max_minutes: Annotated[
         float | None,

@@ -36,11 +36,11 @@ from slicemill.demo_summary import compare_on_tumor, print_summary
 from slicemill.store.reader import Case, Store, open_store
 from slicemill.store.split import Split, read_split
 
-PHANTOM_EPOCHS, DATA_MINUTES = 7, 4.0
+PHANTOM_EPOCHS, DATA_MINUTES = 12, 4.0
 """Default length of the training: of phantoms, and of other data."""
 PHANTOM_SECONDS = {
-    "phantom": 15.0, "ingest": 15.0, "preview": 6.0, "train": 240.0, "export": 12.0, "tune": 10.0, "infer": 10.0,
-    "evaluate": 20.0, "summary": 4.0,
+    "phantom": 9.0, "ingest": 9.0, "preview": 5.0, "train": 240.0, "export": 12.0, "tune": 6.0, "infer": 6.0,
+    "evaluate": 12.0, "summary": 3.0,
 }  # fmt: skip
 """Seconds of each step of the demo with its defaults, on two idle cores."""
 LONGEST_STOP = 20.0
@@ -57,8 +57,8 @@ class DemoOptions:
     """Folder for everything."""
     data: Path | None = None
     """A collection; None makes phantoms."""
-    cases: int = 60
-    """Number of phantoms; 12 of 60 are for the test, so that scores do not hang on one of them."""
+    cases: int = 36
+    """Number of phantoms."""
     epochs: int | None = None
     """Epochs of the training. None trains PHANTOM_EPOCHS epochs of phantoms, or by time."""
     labels: str | None = None
