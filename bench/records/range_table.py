@@ -25,15 +25,7 @@ def _rows(name: str, row: RangeRow) -> list[tuple[str, ...]]:
     share = f"{row.liver_share:.2f}"
     ratios = (row.over_all.wall, row.over_all.cpu, row.of_network.wall, row.of_network.cpu)
     others = [
-        (
-            f"{name}, {engine}",
-            share,
-            labeled,
-            format_ratio(gain.over_all.wall),
-            format_ratio(gain.over_all.cpu),
-            "-",
-            "-",
-        )
+        (f"{name}, {engine}", share, labeled, *map(format_ratio, (gain.over_all.wall, gain.over_all.cpu)), "-", "-")
         for engine, gain in row.engines.items()
     ]
     return [(name, share, labeled, *map(format_ratio, ratios)), *others]

@@ -159,7 +159,9 @@ def luna(
         typer.Option(callback=require_finite, help="Time limit of each segmentation's training, minutes.", min=0.1),
     ] = 600.0,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each segmentation, at most.", min=1)] = None,
-    crop_epochs: Annotated[int | None, typer.Option(help="Epochs of each classifier; by default 100.", min=1)] = None,
+    crop_epochs: Annotated[
+        int | None, typer.Option(help="Epochs of each classifier; by default as `train --crops`.", min=1)
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings of the segmentations as TOML, on top of --recipe nodules.")
     ] = None,

@@ -16,14 +16,13 @@ from typing import Literal, get_args
 
 from slicemill.bench.studies.luna_folder import LunaFolder, Subset
 from slicemill.common.countdown import Step
+from slicemill.train.crops.settings import CropConfig
 
 Kind = Literal[
     "ingest", "split", "train", "export", "infer", "join", "ingest candidates", "train crops", "tune", "judge", "froc"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 JOIN: Kind = "join"
-CROP_EPOCHS = 100
-"""Default of `train --crops`, for the estimate of its time (`slicemill.train.crops.settings`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +189,9 @@ def _plan_classifier(fold: _Fold, store: Path, folder: LunaFolder, options: Luna
     train += [] if epochs is None else ["--epochs", epochs]
     judge = ["infer", fold.model, fold.subset.folder, "--out", fold.judged, "--provider", options.provider]
     export = ["export", fold.crops_run, fold.model, "--segmentation", fold.segmentation]
-    crops = 2.0 * folder.nodules * (epochs or CROP_EPOCHS)  # an epoch draws about as many of each class as nodules
+    crops = (
+        2.0 * folder.nodules * (epochs or CropConfig().epochs)
+    )  # an epoch draws about as many of each class as nodules
     others = folder.scans - len(fold.subset.files)
     return [
         _step("train crops", train, fold.crops_run, fold=name, amount=crops),

@@ -112,6 +112,10 @@ class CandidateJudge:
         if classifier is not None and trained_on not in (None, model.sha256):
             self.warning = f"the classifier {classifier.path.name} was trained on candidates of another segmentation"
 
+    def judges(self, loaded: LoadedScan) -> bool:
+        """Return whether a classifier judges the candidates of a scan. Of a single slice, its cube would be air."""
+        return self.shared is not None and len(loaded.volume) > 1
+
     def judge(self, loaded: LoadedScan, segmentation: Segmentation, name: str) -> ScanCandidates:
         """Return the candidates of a scan whose labels are not post-processed yet, the most probable first.
 
@@ -122,7 +126,7 @@ class CandidateJudge:
         assert probability is not None  # noqa: S101 (the model outputs it)
         label = segmentation.label if self.organ is not None else None
         lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
-        if self.shared is not None and len(loaded.volume) == 1:
+        if self.shared is not None and not self.judges(loaded):
             lumps = ()
         scores = self._score(loaded, lumps)
         rows = [_describe(lump, *score) for lump, score in zip(lumps, scores, strict=True)]

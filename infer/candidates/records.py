@@ -111,11 +111,6 @@ class ScanCandidates:
         return f"candidates of nodules: {listed}; highest probability {self.candidates[0].probability:.2f}"
 
 
-def choose_answer(of_mask: str, candidates: ScanCandidates | None) -> str:
-    """Return the main result of a scan: that of its candidates if a classifier judged them; it judges no mask."""
-    return candidates.answer if candidates is not None and candidates.classifier else of_mask
-
-
 def count_marks(rate: float) -> str:
     """Return a rate of false alarms in words.
 

@@ -33,13 +33,7 @@ from slicemill.ct.pictures import save_png
 from slicemill.infer.candidates.judge import CandidateJudge
 from slicemill.infer.candidates.page import write_candidate_page, write_run_page
 from slicemill.infer.candidates.records import ENDING as CANDIDATES
-from slicemill.infer.candidates.records import (
-    PAGE_ENDING,
-    ScanCandidates,
-    choose_answer,
-    read_scans,
-    write_candidate_tables,
-)
+from slicemill.infer.candidates.records import PAGE_ENDING, ScanCandidates, read_scans, write_candidate_tables
 from slicemill.infer.inputs.dicom import require_series
 from slicemill.infer.inputs.jobs import Job, LoadedScan, Stamp, open_scan
 from slicemill.infer.network.classifier import Classifier
@@ -238,7 +232,7 @@ class BulkRun:
                 postprocess(segmentation.label, info.labels, info.rules, loaded.grid, probability, loaded.volume)
         with self._watch.timed("report"):
             report = make_report(self._model, loaded, segmentation, job.name)
-            answer = choose_answer(report.answer, candidates)
+            answer = self._choose_answer(report.answer, loaded, candidates)
             title = f"{job.stem}  {answer}" + ("  WARNING, see the report" if report.warnings else "")
             picture = draw_overlay(loaded.volume, segmentation.label, info.labels, report.lesions, title)
         outcome = ScanOutcome(
@@ -274,6 +268,11 @@ class BulkRun:
             sha256 = "" if loaded.series is None else sha256_of_file(out / job.name)
             self._ledger.append(job, outcome, stamp=stamp, mask_sha256=sha256)
         self._end(job, outcome)
+
+    def _choose_answer(self, of_mask: str, loaded: LoadedScan, candidates: ScanCandidates | None) -> str:
+        """Return the main result of a scan: that of its candidates if a classifier judged them; it judges no mask."""
+        is_judged = self._judge is not None and self._judge.judges(loaded)
+        return candidates.answer if is_judged and candidates is not None else of_mask
 
     def _write_candidate_page(self, job: Job, loaded: LoadedScan, candidates: ScanCandidates) -> None:
         if self._options.has_candidate_pages:

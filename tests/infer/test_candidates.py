@@ -449,6 +449,9 @@ def test_a_scan_thinner_than_a_crop_is_named_and_a_single_slice_is_not_judged(mo
     assert found["found"] == 1
     assert len(found["candidates"]) == (0 if slices == 1 else 1)
     assert found["warnings"] == [warning] * bool(warning)
+    (row,) = read_rows(tmp_path / "out" / "summary.csv")
+    expected = "tumor: " if slices == 1 else "candidates of nodules: 1; "
+    assert row["answer"].startswith(expected), "what is not judged has the answer of its mask"
 
 
 def test_a_scan_named_like_the_table_is_refused(models, tmp_path):

