@@ -57,9 +57,9 @@ def calibrate(probability: npt.ArrayLike, means: Floats, calibration: CropCalibr
     raw = np.asarray(probability, dtype=np.float64)
     if calibration is None:
         return raw
-    odds = (_log_odds(raw) + calibration["shift"]) / calibration["temperature"]
+    odds = (log_odds(raw) + calibration["shift"]) / calibration["temperature"]
     weight = segmentation_weight(calibration)
-    return _sigmoid(odds + weight * _odds_of_means(means) if weight else odds)
+    return sigmoid(odds + weight * _odds_of_means(means) if weight else odds)
 
 
 def segmentation_weight(calibration: CropCalibration) -> float:
@@ -105,7 +105,7 @@ def _maximize_likelihood(
     """Return temperature, shift and weight; there is one maximum: it is concave in 1 / T, shift / T and the weight."""
     from scipy.optimize import minimize
 
-    odds = _log_odds(np.clip(probability, SMALLEST, LARGEST))
+    odds = log_odds(np.clip(probability, SMALLEST, LARGEST))
     has_means = bool(np.isfinite(means).all())
     seen = _odds_of_means(means) if has_means else np.zeros(len(odds))
     nodules, others = int(is_nodule.sum()), int((~is_nodule).sum())
@@ -115,7 +115,7 @@ def _maximize_likelihood(
         scale, shift, weight = np.exp(-values[0]), values[1], values[2]
         own = (odds + shift) * scale
         total = own + weight * seen
-        slope = (_sigmoid(total) - target) / len(target)
+        slope = (sigmoid(total) - target) / len(target)
         value = (np.logaddexp(0.0, total) - target * total).mean()
         return float(value), np.array([-(slope * own).sum(), slope.sum() * scale, (slope * seen).sum()])
 
@@ -167,16 +167,16 @@ def describe_calibration(fitted: CropCalibration | NotCalibrated) -> list[str]:
 
 
 def _odds_of_means(means: Floats) -> Floats:
-    return _log_odds(np.clip(means, FLOOR, 1 - FLOOR))
+    return log_odds(np.clip(means, FLOOR, 1 - FLOOR))
 
 
-def _log_odds(probability: Floats) -> Floats:
+def log_odds(probability: Floats) -> Floats:
     """Return the log odds; -inf and inf of 0 and 1."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log(probability) - np.log1p(-probability), dtype=np.float64)
 
 
-def _sigmoid(odds: Floats) -> Floats:
+def sigmoid(odds: Floats) -> Floats:
     """Return 1 / (1 + exp(-odds)), in the form that keeps small probabilities."""
     with np.errstate(over="ignore"):
         small = np.exp(np.minimum(odds, 0.0))  # exp(odds) below 0, else 1

@@ -161,15 +161,19 @@ def _tune_classifier(
     from dataclasses import asdict
 
     from slicemill.common.progress import progress
+    from slicemill.ct.points import has_ratings
     from slicemill.infer import tune_classifier as thresholds
     from slicemill.infer.calibration import NotCalibrated, describe_calibration
+    from slicemill.infer.malignancy import describe_malignancy_fit
     from slicemill.store.crop_card import CropTuning
     from slicemill.store.reader import open_store
 
     opened = thresholds.open_tunable(model, provider)
-    cases = thresholds.choose_judged_cases(open_store(store), split, opened.card)
+    opened_store = open_store(store)
+    cases = thresholds.choose_judged_cases(opened_store, split, opened.card)
+    ratings = has_ratings(point.malignancy for case in opened_store.values() for point in case.points or ())
     with progress("tune", len(cases), "cases") as advance:
-        chosen = thresholds.tune_classifier(opened, cases, lambda case_id: advance(1, case_id))
+        chosen = thresholds.tune_classifier(opened, cases, lambda case_id: advance(1, case_id), ratings=ratings)
     print_line(f"{count_noun(len(cases), 'case')} of {store}{', its validation part' if split else ''}")
     if not split:
         print_line("all cases: thresholds are too good if patients of the training are among them")
@@ -178,7 +182,7 @@ def _tune_classifier(
         for one in chosen.thresholds
     ]
     print_lines(format_table(["false alarms a scan, at most", "threshold", "false alarms a scan", "nodules"], rows))
-    for line in describe_calibration(chosen.calibration):
+    for line in [*describe_calibration(chosen.calibration), *describe_malignancy_fit(chosen.malignancy)]:
         print_line(line)
     if not dry_run:
         nodules = chosen.thresholds[0].nodules
@@ -191,6 +195,7 @@ def _tune_classifier(
                 "cases": [case.case_id for case in cases],
                 "thresholds": [asdict(one) for one in chosen.thresholds],
                 "calibration": None if isinstance(chosen.calibration, NotCalibrated) else chosen.calibration,
+                "malignancy_calibration": None if isinstance(chosen.malignancy, NotCalibrated) else chosen.malignancy,
                 "written": [] if dry_run else [str(model)],
             }
         )

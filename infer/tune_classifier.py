@@ -6,7 +6,8 @@
 2. The threshold for r false alarms a scan is the lowest at which no more than r candidates a scan are false alarms, so
    the one with the highest sensitivity.
    Thresholds are those of calibrated probabilities (`slicemill.infer.calibration`), if there are candidates enough.
-3. A nodule counts as detected if a candidate in its radius reaches the threshold. A nodule without candidates is missed
+3. Malignancy is fitted beside the diameter (`slicemill.infer.malignancy`) on the nodules of these cases that have one.
+4. A nodule counts as detected if a candidate in its radius reaches the threshold. A nodule without candidates is missed
    at every threshold.
 
 Choose thresholds on the validation cases that selected the checkpoint, never on test cases, and on candidates as
@@ -24,12 +25,13 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError, UsageError
 from slicemill.common.files import read_file, to_json, write_bytes
 from slicemill.ct.crops import SIDE, cut_crop
-from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point
+from slicemill.ct.points import UNKNOWN_DIAMETER_MM, Point, is_malignant
 from slicemill.infer.calibration import NotCalibrated, calibrate, fit_calibration
+from slicemill.infer.malignancy import JudgedNodules, fit_malignancy
 from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
 from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.runtime.providers import Provider
-from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning
+from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning, MalignancyCalibration
 from slicemill.store.model_card import METADATA_KEY
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle, save_bundle
 from slicemill.store.reader import Case, Store
@@ -122,11 +124,47 @@ def judge_case(classifier: Classifier, case: Case) -> JudgedCase:
     volume = case.image[:]
     for first in range(0, len(places), BATCH):
         part = places[first : first + BATCH]
-        crops = np.empty((len(part), SIDE, SIDE, SIDE), dtype=np.int16)
-        for crop, place in zip(crops, part, strict=True):
-            crop[...] = cut_crop(volume, case.affine, place)
-        probability[first : first + len(part)] = classifier.run(crops).nodule
+        probability[first : first + len(part)] = classifier.run(_cut(volume, case, part)).nodule
     return JudgedCase(probability=probability, means=table[used, 5], hits=hits[:, used])
+
+
+def judge_nodules(classifier: Classifier, case: Case, *, ratings: bool) -> JudgedNodules:
+    """Judge the malignancy of the nodules of a case that have one, and a diameter, at their annotated centers.
+
+    `ratings`: whether the malignancies of the store are ratings (`slicemill.ct.points.has_ratings`).
+
+    Raises
+    ------
+    ConfigError
+        A malignancy is out of range.
+    """
+    known: list[tuple[Point, float, bool]] = []
+    for point in case.points or ():
+        try:
+            malignant = is_malignant(point.malignancy, ratings=ratings)
+        except ValueError as error:
+            raise ConfigError(f"malignancy of {point.id} of case {case.case_id} {error}.") from None
+        if point.kind == "nodule" and malignant is not None and point.diameter_mm:
+            known.append((point, point.diameter_mm, malignant))
+    output = np.zeros(0)
+    if known:
+        places = np.array([point.xyz_mm for point, _, _ in known])
+        scores = classifier.run(_cut(case.image[:], case, places)).malignancy
+        assert scores is not None  # noqa: S101 (the caller asked whether the classifier has the output)
+        output = scores.astype(np.float64)
+    return JudgedNodules(
+        output=output,
+        diameter_mm=np.array([diameter for _, diameter, _ in known], dtype=np.float64),
+        malignant=np.array([malignant for _, _, malignant in known], dtype=bool),
+    )
+
+
+def _cut(volume: npt.NDArray[np.int16], case: Case, places: Floats) -> npt.NDArray[np.int16]:
+    """Cut the crops int16[n, 48, 48, 48] around positions float64[n, 3], mm."""
+    crops = np.empty((len(places), SIDE, SIDE, SIDE), dtype=np.int16)
+    for crop, place in zip(crops, places, strict=True):
+        crop[...] = cut_crop(volume, case.affine, place)
+    return crops
 
 
 def rank_case(case: JudgedCase, calibration: CropCalibration | None) -> RankedCase:
@@ -177,21 +215,28 @@ class ClassifierTuning:
     calibration: CropCalibration | NotCalibrated
     thresholds: tuple[ChosenThreshold, ...]
     """For RATES, of calibrated probabilities, or of the output without a calibration."""
+    malignancy: MalignancyCalibration | NotCalibrated | None = None
+    """None for a classifier without malignancy."""
 
 
 def tune_classifier(
-    classifier: Classifier, cases: Sequence[Case], advance: Callable[[str], None] = lambda _: None
+    classifier: Classifier, cases: Sequence[Case], advance: Callable[[str], None] = lambda _: None, *, ratings: bool
 ) -> ClassifierTuning:
-    """Fit the calibration, and choose the thresholds for RATES.
+    """Fit the calibrations, and choose the thresholds for RATES.
+
+    `ratings`: whether the malignancies of the store are ratings (`slicemill.ct.points.has_ratings`).
 
     Raises
     ------
     ConfigError
-        The cases have no nodule.
+        The cases have no nodule, or a malignancy is out of range.
     """
-    judged = []
+    judged: list[JudgedCase] = []
+    nodules: list[JudgedNodules] = []
     for case in cases:
         judged.append(judge_case(classifier, case))
+        if classifier.gives_malignancy:
+            nodules.append(judge_nodules(classifier, case, ratings=ratings))
         advance(case.case_id)
     if not sum(len(case.hits) for case in judged):
         raise ConfigError(f"the {len(cases)} cases have no nodule, so that no threshold can be compared.")
@@ -202,7 +247,20 @@ def tune_classifier(
     )
     known = None if isinstance(fitted, NotCalibrated) else fitted
     ranked = [rank_case(case, known) for case in judged]
-    return ClassifierTuning(calibration=fitted, thresholds=tuple(choose_threshold(ranked, rate) for rate in RATES))
+    return ClassifierTuning(
+        calibration=fitted,
+        thresholds=tuple(choose_threshold(ranked, rate) for rate in RATES),
+        malignancy=fit_malignancy(_join(nodules)) if nodules else None,
+    )
+
+
+def _join(parts: Sequence[JudgedNodules]) -> JudgedNodules:
+    """Return the nodules of several cases as one."""
+    return JudgedNodules(
+        output=np.concatenate([part.output for part in parts]),
+        diameter_mm=np.concatenate([part.diameter_mm for part in parts]),
+        malignant=np.concatenate([part.malignant for part in parts]),
+    )
 
 
 def open_tunable(path: Path, provider: Provider) -> Classifier:
@@ -219,14 +277,22 @@ def open_tunable(path: Path, provider: Provider) -> Classifier:
 
 
 def write_tuning(path: Path, card: CropCard, chosen: ClassifierTuning, tuned: CropTuning | None) -> None:
-    """Write thresholds and calibration into a classifier's file, or one of both models, atomically.
+    """Write thresholds and calibrations into a classifier's file, or one of both models, atomically.
 
-    `card` has the metadata of the classifier. An earlier calibration is replaced or removed; the rest stays unchanged.
+    `card` has the metadata of the classifier. Earlier calibrations are replaced or removed; the rest stays unchanged.
     """
+    malignancy = None if isinstance(chosen.malignancy, NotCalibrated) else chosen.malignancy
     known = None if isinstance(chosen.calibration, NotCalibrated) else chosen.calibration
     thresholds = {str(one.rate): one.threshold for one in chosen.thresholds}
     sensitivity = {str(one.rate): one.detected / one.nodules for one in chosen.thresholds}
-    card = replace(card, thresholds=thresholds, sensitivity=sensitivity, tuned=tuned, calibration=known)
+    card = replace(
+        card,
+        thresholds=thresholds,
+        sensitivity=sensitivity,
+        tuned=tuned,
+        calibration=known,
+        malignancy_calibration=malignancy,
+    )
     target = path.resolve()
     if path.suffix != BUNDLE_SUFFIX:
         write_bytes(target, _replace_card(read_file(target), card))

@@ -80,6 +80,24 @@ class CropCalibration(TypedDict):
     reliability_after: list[ReliabilityBin]
 
 
+class MalignancyCalibration(TypedDict):
+    """How output and diameter become the malignancy of a candidate (`slicemill.infer.malignancy`)."""
+
+    weight: Annotated[float, Meta(ge=0)]
+    """Of the log odds of the output."""
+    diameter_weight: float
+    """Of the natural logarithm of the diameter / 10 mm."""
+    shift: float
+    malignant: int
+    """Malignant nodules that it was fitted to."""
+    benign: int
+    """The others."""
+    auc_output: Probability
+    """AUC of the output alone on these nodules."""
+    auc_diameter: Probability
+    auc_both: Probability
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropCard:
     """The metadata of a model of kind `crops`, in the order of the keys in the file."""
@@ -101,6 +119,8 @@ class CropCard:
     """What `thresholds` were chosen on; None without thresholds."""
     calibration: CropCalibration | None = None
     """Calibration of the probability; None if it is that of the output."""
+    malignancy_calibration: MalignancyCalibration | None = None
+    """How malignancy follows from output and diameter; None if it is the output."""
     segmentation_sha256: Sha256 | None = None
     """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
     parity: CropParity | None = None
@@ -157,7 +177,7 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
         Window(*card.window_hu)
     except InputError as error:
         raise ModelError(str(error), where=where) from error
-    if card.calibration is not None and not all(map(math.isfinite, _numbers(card.calibration))):
+    if not all(map(math.isfinite, _numbers(card))):
         raise ModelError("calibration: its numbers must be finite. Choose them again.", where=where)
     unusable = [key for key in card.thresholds if not _is_rate(key)]
     if unusable:
@@ -170,8 +190,23 @@ def is_crop_metadata(document: object) -> bool:
     return isinstance(document, dict) and document.get("kind") == KIND
 
 
-def _numbers(calibration: CropCalibration) -> tuple[float, float, float]:
-    return calibration["temperature"], calibration["shift"], calibration.get("segmentation_weight", 0.0)
+def describe_malignancy(one: MalignancyCalibration | None) -> str:
+    """Return how malignancy follows from output and diameter, and the AUCs on the nodules of the fit, as a line."""
+    if one is None:
+        return "the network's output, without the diameter"
+    weights = f"weight of the output {one['weight']:.3g}, of the diameter {one['diameter_weight']:.3g}"
+    areas = f"{one['auc_output']:.3f} by the output, {one['auc_diameter']:.3f} by the diameter"
+    nodules = f"{one['malignant']} malignant and {one['benign']} benign nodules"
+    return f"{weights}, shift {one['shift']:.3g}; AUC {areas}, {one['auc_both']:.3f} by both, on {nodules}"
+
+
+def _numbers(card: CropCard) -> list[float]:
+    """Return the numbers by which probabilities are calculated."""
+    one, other = card.calibration, card.malignancy_calibration
+    return [
+        *((one["temperature"], one["shift"], one.get("segmentation_weight", 0.0)) if one else ()),
+        *((other["weight"], other["diameter_weight"], other["shift"]) if other else ()),
+    ]
 
 
 def _is_rate(text: str) -> bool:

@@ -18,6 +18,7 @@ from slicemill.infer.calibration import WEIGHT, calibrate, segmentation_weight
 from slicemill.infer.candidates.find import REACH_MM, Lump, LumpCounts, find_lumps
 from slicemill.infer.candidates.records import CandidateRow, ScanCandidates
 from slicemill.infer.inputs.jobs import LoadedScan
+from slicemill.infer.malignancy import calibrate_malignancy
 from slicemill.infer.network.classifier import BATCH, Classifier, CropScores
 from slicemill.infer.slices.assembly import Segmentation
 from slicemill.store.model_card import ModelInfo
@@ -105,6 +106,7 @@ class CandidateJudge:
         self._model = model
         self.classifier = classifier
         self._calibration = None if classifier is None else classifier.card.calibration
+        self._malignancy = None if classifier is None else classifier.card.malignancy_calibration
         self.shared = None if classifier is None else SharedClassifier(classifier=classifier)
         self.organ, self._values = find_organ(model.labels)
         self.warning = ""
@@ -140,6 +142,7 @@ class CandidateJudge:
             thresholds={} if self.classifier is None else dict(self.classifier.card.thresholds),
             sensitivity={} if self.classifier is None else dict(self.classifier.card.sensitivity),
             calibration=self._state_calibration(),
+            malignancy_calibration=self._state_malignancy(),
             found=counts.found,
             outside_organ=counts.outside_organ,
             merged=counts.merged,
@@ -154,6 +157,12 @@ class CandidateJudge:
             return None
         return {**{name: one[name] for name in ("temperature", "shift")}, WEIGHT: segmentation_weight(one)}
 
+    def _state_malignancy(self) -> dict[str, float] | None:
+        one = self._malignancy
+        if one is None or self.classifier is None or not self.classifier.gives_malignancy:
+            return None
+        return {name: one[name] for name in ("weight", "diameter_weight", "shift")}
+
     def _score(self, loaded: LoadedScan, lumps: Sequence[Lump]) -> list[tuple[float, float | None]]:
         """Return the probabilities of a nodule, and of malignancy, of each lump."""
         if self.shared is None:
@@ -165,7 +174,10 @@ class CandidateJudge:
             for crop, lump in zip(crops, part, strict=True):
                 crop[...] = cut_crop(loaded.volume, loaded.grid.affine_lps, lump.xyz_mm)
             scores = self.shared.score(crops)
-            malignancy = [None] * len(part) if scores.malignancy is None else scores.malignancy.tolist()
+            malignancy: list[float | None] = [None] * len(part)
+            if scores.malignancy is not None:
+                diameters = np.array([lump.diameter_mm for lump in part])
+                malignancy = calibrate_malignancy(scores.malignancy, diameters, self._malignancy).tolist()
             means = np.array([lump.mean for lump in part])
             found += zip(calibrate(scores.nodule, means, self._calibration).tolist(), malignancy, strict=True)
         return found

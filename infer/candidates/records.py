@@ -80,6 +80,9 @@ class ScanCandidates:
     calibration: dict[str, float] | None = None
     """The numbers that the classifier's output was calibrated with (`slicemill.infer.calibration`); None if it was
     not."""
+    malignancy_calibration: dict[str, float] | None = None
+    """The numbers by which malignancy follows from output and diameter (`slicemill.infer.malignancy`); None if it is
+    the output, or there is none."""
     found: int
     """Lumps of the segmentation's probability."""
     outside_organ: int

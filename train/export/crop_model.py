@@ -184,6 +184,7 @@ def export_crops(
             sensitivity=kept.sensitivity,
             tuned=kept.tuned,
             calibration=kept.calibration,
+            malignancy_calibration=kept.malignancy_calibration,
             segmentation_sha256=segmentation_sha256,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_file
-from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning, decode_crop_metadata
+from slicemill.store.crop_card import (
+    CropCalibration,
+    CropCard,
+    CropTuning,
+    MalignancyCalibration,
+    decode_crop_metadata,
+)
 from slicemill.store.model_card import METADATA_KEY
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle
 
@@ -18,6 +24,7 @@ class EarlierThresholds:
     sensitivity: dict[str, float] = field(default_factory=dict)
     tuned: CropTuning | None = None
     calibration: CropCalibration | None = None
+    malignancy_calibration: MalignancyCalibration | None = None
 
 
 def read_earlier_card(path: Path) -> CropCard | None:
@@ -59,6 +66,7 @@ def keep_thresholds(
         sensitivity=earlier.sensitivity,
         tuned=earlier.tuned,
         calibration=earlier.calibration,
+        malignancy_calibration=earlier.malignancy_calibration,
     )
 
 
