@@ -1,6 +1,6 @@
 """Records of ingest, store, loader, scaling and small comparisons. Units are in the names of the fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from msgspec import Struct, field
 
@@ -316,25 +316,3 @@ class ViewerRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="viewer"):
     """Time that 95 % of these frames do not exceed."""
     turn_ms: float
     """Median time of a frame while the 3-D picture is turned."""
-
-
-class RuleScore(Struct, frozen=True, kw_only=True):
-    """A rule of `bench nodule-rules`."""
-
-    rule: str
-    cpm: float
-    sensitivity: Sequence[float]
-    """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
-
-
-class NoduleRulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-rules"):
-    """Record of `bench nodule-rules`."""
-
-    cases: int
-    seed: int
-    size: int
-    findings: int
-    limit: float
-    """CPM that the best rule must stay below."""
-    settings: Sequence[RuleScore]
-    """All rules, the best first."""

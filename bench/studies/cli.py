@@ -1,4 +1,4 @@
-"""The commands `slicemill bench quality | yardstick | nodule-rules | luna`."""
+"""The commands `slicemill bench quality | yardstick | nodule-rules | nodule-context | luna`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -147,6 +147,45 @@ def nodule_rules(
     if best.cpm >= record.limit:
         print_line(f"a rule solves the synthetic chests, with a CPM of {best.cpm:.3f}: {best.rule}")
         raise SystemExit(1)
+
+
+def nodule_context(
+    store: Annotated[Path, typer.Argument(help="Store with points and masks of nodules.")],
+    scans: Annotated[Path, typer.Option(help="Folder of the scans that the store was made of.")],
+    split: Annotated[Path, typer.Option(help="Split file; its test cases are scored.")],
+    config: Annotated[
+        Path | None, typer.Option(help="Settings of all networks as TOML, on top of --recipe nodules.")
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="Slices that the networks see; the first is the reference.")] = "7,1",
+    seeds: Annotated[str, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = "0",
+    out: Out = Path("nodule-context"),
+    json: Json = None,
+) -> None:
+    """Compare segmentations of nodules that see seven slices, and one: the same steps, scored by LUNA16's rules.
+
+    Each network goes through train, export and infer; the candidates of whole test scans are scored. The same command
+    resumes a killed run.
+
+    slicemill bench nodule-context store/ --scans chests/scans --split split.json --config settings.toml
+    """
+    from slicemill.bench.options import parse_integers
+    from slicemill.bench.records.output import print_record
+    from slicemill.bench.studies.nodule_context import ContextStudy, run
+    from slicemill.train.config import make_config, read_config
+
+    recipe = make_config("nodules")
+    study = ContextStudy(
+        store=store,
+        scans=scans,
+        split=split,
+        out=out,
+        config=recipe if config is None else read_config(config, recipe),
+        contexts=parse_integers("--contexts", contexts),
+        seeds=parse_integers("--seeds", seeds),
+    )
+    record_path = json or out / "nodule-context.json"
+    print_record(run(study).as_json(), record_path)
+    print_line(f"record: {record_path}")
 
 
 def luna(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slicemill.bench.schema.base import origin
-from slicemill.bench.schema.data import NoduleRulesRecord, RuleScore
+from slicemill.bench.schema.nodules import NoduleRulesRecord, RuleScore
 from slicemill.common.progress import progress
 from slicemill.ct.chest.collection import annotate
 from slicemill.ct.chest.drawer import AIRWAY

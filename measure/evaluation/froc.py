@@ -195,3 +195,31 @@ def analyze_free_response(
         curve=curve,
         band=Band(false_per_scan=GRID[::THINNING], low=band_low[::THINNING], high=band_high[::THINNING]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpmDifference:
+    """The CPM of one list of candidates minus that of another one for the same scans."""
+
+    difference: float
+    interval: Interval
+    """95 % bootstrap interval over scans."""
+
+
+def compare_cpm(scans: Sequence[ScanHits], reference: Sequence[ScanHits]) -> CpmDifference:
+    """Compare two lists of candidates: RESAMPLES bootstrap samples of the scans, the same for both.
+
+    `scans` and `reference` have the same scans in the same order, with a finding in one of them.
+
+    >>> compare_cpm([ScanHits(found=(0.9,))] * 2, [ScanHits(missed=1)] * 2)
+    CpmDifference(difference=1.0, interval=(1.0, 1.0))
+    """
+    one, other = _sort_scores(scans), _sort_scores(reference)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        weights = np.bincount(rng.integers(0, one.scans, one.scans), minlength=one.scans)
+        if (weights * one.findings).any():
+            found.append(float(one.curve(weights).between().mean() - other.curve(weights).between().mean()))
+    low, high = np.percentile(found, (2.5, 97.5))
+    difference = float(make_curve(scans).between().mean() - make_curve(reference).between().mean())
+    return CpmDifference(difference=difference, interval=(float(low), float(high)))

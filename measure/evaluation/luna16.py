@@ -77,7 +77,7 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         patients = [findings.patients[name] for name in findings.scans]
     listed = set(findings.scans)
     parts = {
-        name: analyze_free_response(_find_all_hits(candidates, findings, chosen), patients)
+        name: analyze_free_response(find_all_hits(candidates, findings, chosen), patients)
         for name, chosen in _choose_parts(findings).items()
     }
     return Luna16Result(
@@ -85,7 +85,7 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         unlisted_findings=sum(findings.unlisted.values()),
         left_out_rows=findings.left_out,
         resampled="scans" if patients is None else "patients",
-        response=analyze_free_response(_find_all_hits(candidates, findings, None), patients),
+        response=analyze_free_response(find_all_hits(candidates, findings, None), patients),
         parts=parts,
     )
 
@@ -117,7 +117,11 @@ def _choose_parts(findings: Findings) -> dict[str, Chosen]:
     return parts
 
 
-def _find_all_hits(candidates: Mapping[str, Floats], findings: Findings, chosen: Chosen | None) -> list[ScanHits]:
+def find_all_hits(candidates: Mapping[str, Floats], findings: Findings, chosen: Chosen | None) -> list[ScanHits]:
+    """Divide the candidates of all scans, those of `read_candidates`, into hits and false positives.
+
+    `chosen` has the findings that count; candidates in the others are ignored. None: all count.
+    """
     none = np.empty((0, 4))
     hits = []
     for name in findings.scans:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from slicemill.bench.cli import bench
 from slicemill.bench.records.readme import KINDS, format_record
 from slicemill.bench.schema.base import read_record
-from slicemill.bench.schema.data import NoduleRulesRecord
+from slicemill.bench.schema.nodules import NoduleRulesRecord
 from slicemill.bench.studies import nodule_rules
 from slicemill.bench.studies.nodule_rules import LIMIT, all_settings, find_candidates, find_components, run
 from slicemill.ct.chest.phantom import ChestPhantom

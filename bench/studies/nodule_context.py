@@ -1,0 +1,145 @@
+"""How much the neighbors of a slice tell: segmentations of nodules that see seven slices, and one, on the same chests.
+
+A vessel that crosses a slice looks like a nodule there. Each network is trained with the same settings, steps and
+seed; only `context` differs. Both find candidates in the test scans of the split, which are scored as whole scans by
+LUNA16's rules. The difference of their CPM has an interval from a bootstrap of the scans that both share.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slicemill.bench.schema.base import origin
+from slicemill.bench.schema.nodules import ContextScore, NoduleContextRecord
+from slicemill.bench.studies.runner import CommandRunner, lock_experiment
+from slicemill.common.errors import ConfigError, UsageError
+from slicemill.common.files import write_bytes
+from slicemill.common.terminal import print_line
+from slicemill.measure.evaluation.findings import Findings, read_store_findings
+from slicemill.measure.evaluation.froc import ScanHits, compare_cpm, make_curve
+from slicemill.measure.evaluation.luna16 import find_all_hits, read_candidates
+from slicemill.store.reader import Store, open_store
+from slicemill.store.split import read_split
+from slicemill.train.config import Config, to_toml
+
+LOG, TESTED = "log.txt", "test-cases.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextStudy:
+    """What is compared, and on which scans."""
+
+    store: Path
+    """Store with points and masks of nodules."""
+    scans: Path
+    """Folder of the scans that the store was made of."""
+    split: Path
+    """Training and validation cases, and the test cases that are scored."""
+    out: Path
+    """Folder of runs, models and candidates."""
+    config: Config
+    """Settings of all trainings, but for `context` and `seed`."""
+    contexts: tuple[int, ...] = (7, 1)
+    """Slices that the networks see; the first one is the reference."""
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        """Check the lists.
+
+        Raises
+        ------
+        UsageError
+            There are no two contexts, or no seed.
+        """
+        if len(set(self.contexts)) < 2 or len(set(self.contexts)) != len(self.contexts):
+            raise UsageError("--contexts: name at least two different numbers of slices, like 7,1.")
+        if not self.seeds:
+            raise UsageError("--seeds: name at least one.")
+        for context in self.contexts:
+            self.config.replace(context=context)
+
+
+def run(study: ContextStudy) -> NoduleContextRecord:
+    """Train, find candidates and score them, for each context and seed; what is done is not done again.
+
+    Raises
+    ------
+    InputError
+        A command failed, or a scan is not in the folder.
+    ConfigError
+        The split has no test cases, or another process works in the folder.
+    """
+    store = open_store(study.store)
+    tested = read_split(study.split, store.case_ids).test
+    if not tested:
+        raise ConfigError("names no test cases, which are scored.", where=study.split)
+    scans = _find_scans(store, study.scans, tested)
+    with lock_experiment(study.out) as runner:
+        write_bytes(study.out / TESTED, "".join(f"{case}\n" for case in tested).encode())
+        findings = read_store_findings(study.store, study.out / TESTED, None)
+        hits = {
+            (context, seed): _score(study, runner, scans, findings, context, seed)
+            for seed in study.seeds
+            for context in study.contexts
+        }
+    return make_record(study, hits, findings)
+
+
+def _find_scans(store: Store, folder: Path, tested: Sequence[str]) -> list[Path]:
+    scans = [folder / store[case_id].info.image.name for case_id in tested]
+    missing = [scan for scan in scans if not scan.exists()]
+    if missing:
+        raise ConfigError(f"is not there; --scans must be the folder that {store.root} was made of.", where=missing[0])
+    return scans
+
+
+def _score(
+    study: ContextStudy, runner: CommandRunner, scans: Sequence[Path], findings: Findings, context: int, seed: int
+) -> list[ScanHits]:
+    """Train a network, and return the hits of its candidates."""
+    name = f"context-{context}-seed-{seed}"
+    run, found, log = study.out / name, study.out / f"{name}-found", study.out / LOG
+    model, settings = study.out / f"{name}.onnx", study.out / f"{name}.toml"
+    write_bytes(settings, to_toml(study.config.replace(context=context, seed=seed)).encode())
+    for words in (
+        ("train", study.store, run, "--config", settings, "--split", study.split),
+        ("export", run, model),
+        ("infer", model, *scans, "--out", found, "--candidates"),
+    ):
+        print_line(f"{name}: {words[0]}")
+        runner.run_slicemill(words, log)
+    return find_all_hits(read_candidates(found / "candidates.csv", findings), findings, None)
+
+
+def make_record(
+    study: ContextStudy, hits: Mapping[tuple[int, int], Sequence[ScanHits]], findings: Findings
+) -> NoduleContextRecord:
+    """Return the record of scored candidates, by context and seed."""
+    scores = []
+    for (context, seed), scans in hits.items():
+        sensitivity = make_curve(scans).between()
+        less = None
+        if context != study.contexts[0]:
+            less = compare_cpm(scans, hits[study.contexts[0], seed])
+        scores.append(
+            ContextScore(
+                context=context,
+                seed=seed,
+                cpm=round(float(sensitivity.mean()), 4),
+                sensitivity=[round(float(value), 4) for value in sensitivity],
+                found=sum(len(one.found) for one in scans),
+                false_alarms=sum(len(one.false) for one in scans),
+                over_first=None if less is None else round(less.difference, 4),
+                over_first_interval=None if less is None else [round(value, 4) for value in less.interval],
+            )
+        )
+    config = study.config
+    return NoduleContextRecord(
+        scans=len(findings.scans),
+        nodules=sum(len(points) for points in findings.included.values()),
+        steps=config.epochs * config.steps,
+        width=config.width,
+        context_spacing_mm=config.context_spacing_mm,
+        scores=scores,
+        **origin(),
+    )
