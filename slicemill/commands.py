@@ -70,6 +70,9 @@ def phantom(
         Path | None, typer.Option(help="With --lungs: put nodules into this real chest CT instead of synthetic ones.")
     ] = None,
     lungs_mask: Annotated[Path | None, typer.Option(help="Mask of the lungs of --insert-into, on its grid.")] = None,
+    workers: Annotated[
+        int, typer.Option(help="With --lungs: processes that draw synthetic chests; 0 is one per core.", min=0)
+    ] = 0,
 ) -> None:
     """Make a collection of synthetic CTs: abdomens with liver and tumors, named as in LiTS, or chests with nodules.
 
@@ -83,13 +86,15 @@ def phantom(
         raise UsageError("--insert-into and --lungs-mask belong together. Pass both.")
     if nodules is not None and (not lungs or insert_into is not None):
         raise UsageError("--nodules needs --lungs, and does not apply to --insert-into.")
+    if workers and (not lungs or insert_into is not None):
+        raise UsageError("--workers needs --lungs, and does not apply to --insert-into.")
     if insert_into is not None and lungs_mask is not None:
         if not lungs or size is not None:
             raise UsageError("--insert-into needs --lungs, and takes the size of the scan: pass no --size.")
         _write_inserted(folder, cases, seed, insert_into, lungs_mask)
         return
     if lungs:
-        _write_chests(folder, cases, size, seed, nodules)
+        _write_chests(folder, cases, size, seed, nodules, workers)
         return
     from slicemill.common.progress import progress
     from slicemill.ct.phantom import write_collection
@@ -100,8 +105,9 @@ def phantom(
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 
 
-def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules: int | None) -> None:
+def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules: int | None, workers: int) -> None:
     """Write chests with lung nodules."""
+    from slicemill.common.machine import count_workers
     from slicemill.common.progress import progress
     from slicemill.ct.chest.collection import ChestSettings, write_chests
     from slicemill.ct.chest.spec import DEFAULT_SIZE, FIELD_MM, SMALLEST_SIZE
@@ -113,7 +119,8 @@ def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules
             f"at {FIELD_MM / size:.1f} mm a pixel the smallest nodules do not show."
         )
     with progress("chests", cases, "cases") as advance:
-        for name in write_chests(folder, ChestSettings(seed=seed, size=size, nodules=nodules), cases):
+        settings = ChestSettings(seed=seed, size=size, nodules=nodules)
+        for name in write_chests(folder, settings, cases, count_workers(workers)):
             advance(1, name)
     print_line(f"{cases} synthetic chest CTs with masks of lungs and nodules, and annotations.csv: {folder}")
 

@@ -18,6 +18,7 @@ import numpy as np
 from slicemill.common.errors import LabelError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import write_csv, write_json
+from slicemill.common.parallel import map_isolated
 from slicemill.common.progress import progress
 from slicemill.common.terminal import peak_mib
 from slicemill.ct.labels import Labels
@@ -32,7 +33,6 @@ from slicemill.measure.evaluation.totals import Totals, sum_up
 from slicemill.measure.inputs.label_names import check_stored_names, find_labels, split_ignored
 from slicemill.measure.inputs.masks import PairMasks, leave_out, read_background, read_masks
 from slicemill.measure.inputs.pairs import Pair, StoredMask, pair_up
-from slicemill.measure.parallel import map_isolated
 
 
 @dataclass(frozen=True, kw_only=True)

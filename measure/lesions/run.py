@@ -16,6 +16,7 @@ from typing import Literal
 from slicemill.common.errors import PairingError
 from slicemill.common.failures import explain_failure
 from slicemill.common.files import read_json, write_json
+from slicemill.common.parallel import map_isolated
 from slicemill.common.progress import progress
 from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.measure.lesions.case_page import write_case_page
@@ -28,7 +29,6 @@ from slicemill.measure.lesions.load import LoadedCase, load_case
 from slicemill.measure.lesions.measurements import RIM_MM, measure_case, measure_lesions, round_record
 from slicemill.measure.lesions.records import DISCLAIMER, CaseRecord, Stamp, read_record
 from slicemill.measure.lesions.slicer3d import write_segmentation
-from slicemill.measure.parallel import map_isolated
 
 CASE_SUFFIXES = (".html", ".png", ".seg.nrrd", *ENDINGS)
 """Suffixes of a case's files, except its JSON."""

@@ -9,12 +9,14 @@
     OUT/annotations.csv      seriesuid, coordX, coordY, coordZ, diameter_mm, kind, place, malignancy
 
 The scan of a case is written after its masks, and the table after all cases, so that what is there is complete.
-A killed run goes on with the first case that is missing. Fewer cases than the folder has are refused: the table would
+A killed run goes on with the cases that are missing. Fewer cases than the folder has are refused: the table would
 not list the nodules of the others.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from slicemill.common.csv_cells import format_csv
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json, write_bytes, write_json
+from slicemill.common.parallel import map_isolated
 from slicemill.common.terminal import count_noun
 from slicemill.ct.chest.nodules import Nodule
 from slicemill.ct.chest.phantom import make_chest
@@ -80,27 +83,39 @@ class Annotation:
     """1 malignant, 0 benign."""
 
 
-def write_chests(folder: Path, settings: ChestSettings, cases: int) -> Iterator[str]:
+def write_chests(folder: Path, settings: ChestSettings, cases: int, workers: int = 1) -> Iterator[str]:
     """Write a collection; yield the name of each case once its files exist. More cases may be added later.
+
+    The files are the same for any number of worker processes.
 
     Raises
     ------
     InputError
-        The folder has a collection with other settings, or more cases.
+        The folder has a collection with other settings, or more cases; or a worker process crashed.
     """
     claim(folder, settings)
     specs = [
         ChestSpec(seed=(settings.seed, number), size=settings.size, nodules=settings.nodules) for number in range(cases)
     ]
     prepare_table(folder, [spec.name for spec in specs])
-    rows: list[Annotation] = []
-    for spec in specs:
-        plan = make_plan(spec)
-        rows += annotate(spec, plan)
-        if not (folder / "scans" / f"{spec.name}.mha").exists():
-            write_chest(folder, spec, plan)
-        yield spec.name
-    write_annotations(folder / "annotations.csv", rows)
+    rows: dict[int, list[Annotation]] = {}
+    with closing(map_isolated(partial(_make_case, folder), specs, workers, _explain_crash)) as made:
+        for number, annotations in made:
+            rows[number] = annotations
+            yield specs[number].name
+    write_annotations(folder / "annotations.csv", [row for number in sorted(rows) for row in rows[number]])
+
+
+def _make_case(folder: Path, spec: ChestSpec) -> list[Annotation]:
+    """Write the files of a case unless they exist, and return its rows."""
+    plan = make_plan(spec)
+    if not (folder / "scans" / f"{spec.name}.mha").exists():
+        write_chest(folder, spec, plan)
+    return annotate(spec, plan)
+
+
+def _explain_crash(spec: ChestSpec) -> list[Annotation]:
+    raise InputError(f"the process that draws {spec.name} crashed, likely out of memory. Pass fewer --workers.")
 
 
 def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:

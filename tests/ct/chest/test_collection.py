@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,27 @@ def test_a_run_that_stops_while_it_adds_scans_leaves_no_table_of_some(chests, tm
     assert not (tmp_path / "annotations.csv").exists()
     list(write_chests(tmp_path, SMALL, scans))
     assert (tmp_path / "annotations.csv").read_bytes() == (chests / "annotations.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_files_are_the_same_for_any_number_of_workers(chests, tmp_path):
+    assert sorted(write_chests(tmp_path, SMALL, 2, workers=2)) == ["chest-100-0000", "chest-100-0001"]
+    for name in ("scans/chest-100-0000.mha", "scans/chest-100-0001.mha", "lungs/chest-100-0001.mha"):
+        assert (tmp_path / name).read_bytes() == (chests / name).read_bytes()
+    table = (tmp_path / "annotations.csv").read_text()
+    assert (chests / "annotations.csv").read_text().startswith(table), "which another test makes longer"
+
+
+def crash(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_that_crashes_names_its_chest(tmp_path, monkeypatch):
+    monkeypatch.setattr(collection, "_make_case", crash)
+    with pytest.raises(InputError, match=r"draws chest-100-0000 crashed.*fewer --workers"):
+        list(write_chests(tmp_path, SMALL, 2, workers=2))
+    assert not (tmp_path / "annotations.csv").exists()
 
 
 @pytest.mark.slow

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from slicemill.measure.parallel import map_isolated
+from slicemill.common.parallel import map_isolated
 
 ROOT = Path(__file__).parents[2]
 NAPS = """
 import signal, sys, time
 from pathlib import Path
-from slicemill.measure.parallel import map_isolated
+from slicemill.common.parallel import map_isolated
 
 from slicemill.common.files import atomic_write
 
