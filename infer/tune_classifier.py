@@ -31,7 +31,6 @@ from slicemill.infer.malignancy import JudgedNodules, fit_malignancy
 from slicemill.infer.network.classifier import BATCH, Classifier, open_classifier
 from slicemill.infer.network.nodules import open_judge
 from slicemill.infer.runtime.providers import Provider
-from slicemill.store.candidates import has_blobs
 from slicemill.store.crop_card import CropCalibration, CropCard, CropTuning, MalignancyCalibration
 from slicemill.store.model_card import METADATA_KEY
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, read_bundle, save_bundle
@@ -107,14 +106,6 @@ def choose_judged_cases(store: Store, split: Path | None, card: CropCard) -> lis
         raise ConfigError(
             "has no case with candidates, which the thresholds of a classifier need. Ingest it with --candidates.",
             where=split or store.root,
-        )
-    if card.blobs != has_blobs(case.candidates for case in cases):
-        raise ConfigError(
-            "has candidates with blobs, which the classifier was not trained on. Ingest those that it was trained on."
-            if not card.blobs
-            else "has lumps of a segmentation alone, and the classifier judges blobs, too. Ingest the candidates of "
-            "`slicemill infer --candidates`.",
-            where=store.root,
         )
     return cases
 

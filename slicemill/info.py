@@ -18,7 +18,7 @@ from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
 from slicemill.infer.runtime.onnx_file import read_metadata
-from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, describe_origin, is_crop_metadata
+from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, describe_malignancy, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
 from slicemill.store.training_scans import TRAINING_SCANS_KEY, TrainingScans, decode_training_scans, summarize_scans
@@ -359,7 +359,8 @@ def describe_classifier(card: CropCard) -> list[str]:
         format_line("input", f"cubes of {card.crop_mm:g} mm, samples every {card.spacing_mm:g} mm, window {window}"),
         format_line("thresholds", chosen or "none chosen"),
         format_line("calibration", _describe_calibration(card)),
-        *(format_line(name, text) for name, text in describe_origin(card).items()),
+        format_line("malignancy", describe_malignancy(card.malignancy_calibration)),
+        format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
     ]
     if card.training:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in card.training.get("validation", {}).items())

@@ -5,7 +5,6 @@ Arrays of earlier versions have no segmentation_mean; it is read as NaN.
 The array is one chunk that ends with a crc32c, like the slices.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from slicemill.common.errors import StoreError
 from slicemill.common.files import Location, read_file, write_bytes, write_json
-from slicemill.ct.points import CANDIDATE_COLUMNS, LOWEST_LUMP
+from slicemill.ct.points import CANDIDATE_COLUMNS
 from slicemill.store.codecs import CRC_BYTES, with_checksum, without_checksum
 from slicemill.store.layout import CANDIDATES, DOCUMENT
 from slicemill.store.zarr_documents import make_table_document
@@ -74,13 +73,3 @@ def read_candidates(folder: Location, document: dict[str, object]) -> Floats:
     if not np.isfinite(found[:, :MEAN]).all():
         raise StoreError("a position or class is not a finite number.", where=where)
     return found
-
-
-def has_blobs(tables: Iterable[Floats | None]) -> bool:
-    """Return whether there are blobs among the candidates of cases, not only lumps of a segmentation.
-
-    >>> lump, blob = np.full((1, 7), 0.5), np.full((1, 7), 0.02)
-    >>> has_blobs([None, lump]), has_blobs([lump, blob])
-    (False, True)
-    """
-    return any(bool((table[:, MEAN] < LOWEST_LUMP).any()) for table in tables if table is not None)

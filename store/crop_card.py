@@ -123,8 +123,6 @@ class CropCard:
     """How malignancy follows from output and diameter; None if it is the output."""
     segmentation_sha256: Sha256 | None = None
     """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
-    blobs: bool = False
-    """Whether it was trained on blobs, too, and so judges them (`slicemill.infer.candidates.blobs`)."""
     parity: CropParity | None = None
     training: CropTraining | None = None
     store_sha256: str | None = None
@@ -190,15 +188,6 @@ def decode_crop_metadata(text: str, where: str) -> CropCard:
 def is_crop_metadata(document: object) -> bool:
     """Return whether decoded metadata are those of a model of kind `crops`."""
     return isinstance(document, dict) and document.get("kind") == KIND
-
-
-def describe_origin(card: CropCard) -> dict[str, str]:
-    """Return what malignancy and candidates of a classifier come from, each as a phrase."""
-    blobs = ", and round bright spots" if card.blobs else ""
-    return {
-        "malignancy": describe_malignancy(card.malignancy_calibration),
-        "candidates": f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}{blobs}",
-    }
 
 
 def describe_malignancy(one: MalignancyCalibration | None) -> str:

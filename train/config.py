@@ -28,7 +28,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "loader_threads": (0, 256),
     "oblique": (0, 8),
     "lesion_balance": (0, 1),
-    "area_balance": (0, 1),
     "augment": (0, 1),
     "mining": (0, 20),
 }
@@ -107,9 +106,6 @@ class Config:
     """0 gives each slice with tumor the same weight, so large lesions dominate; 1 gives each lesion the same weight."""
     tumor_weight: float = 1.0
     """Weight of the tumor in Dice and cross-entropy; every other class weighs 1."""
-    area_balance: float = 0.0
-    """0 gives each pixel of tumor the same weight in the loss, so large lesions dominate; 1 gives the tumor of each
-    slice the same weight, however small."""
     ignore: str = ""
     """Name of a label whose pixels are excluded from training and scores (not annotated, uncertain). If empty, a label
     called ``ignore`` is."""
@@ -245,7 +241,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "mining": 2,
         "lesion_balance": 1.0,
         "tumor_weight": 4.0,
-        "area_balance": 0.5,
     },
 }
 """Settings that differ from the defaults, by recipe.
@@ -254,9 +249,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 vessel, and every nodule counts the same whatever its size. A fifth of the slices shows lung without nodules, a fifth
 false alarms, and a fifth a crop from anywhere: without these, lungs had a Dice of 0.97 on crops and 0.5 on whole
 slices. Crops of 128 pixels are 96 mm, three times the largest nodules. In 1,200 steps on synthetic chests, weights of 1
-and of 8 learned about alike; 4 lies between, and was not compared. A nodule of 4 mm has a dozen pixels, one of 20 mm
-hundreds: without `area_balance`, the loss hardly sees the small ones, and missed nodules had a probability of 0.00.
-docs/guides/nodules.md has the figures."""
+and of 8 learned about alike; 4 lies between, and was not compared."""
 
 SETTING_TYPES: dict[str, Any] = get_type_hints(Config)
 CHOICES = {name: get_args(kind) for name, kind in SETTING_TYPES.items() if get_origin(kind) is Literal}

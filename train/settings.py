@@ -37,7 +37,6 @@ class TrainSettings(TypedDict, total=False):
     mining: int
     lesion_balance: float
     tumor_weight: float
-    area_balance: float
     ignore: str
     oblique: int
     augment: float

@@ -18,10 +18,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from slicemill.ct.geometry import Grid, voxel_ml
-from slicemill.ct.points import LOWEST_LUMP, voxels_to_mm
+from slicemill.ct.points import voxels_to_mm
 from slicemill.ct.runs import Runs, connect_runs, find_runs, group_pairs, select_values, voxel_coordinates
 
-THRESHOLD = LOWEST_LUMP
+THRESHOLD = 0.1
 REACH_MM = 5.0
 BLOCK_MM = 2.5
 """Half of REACH_MM. The distance of each block is computed: blocks of half the size take eight times as long."""
@@ -46,7 +46,7 @@ class Lump:
     mean: float
     """Mean probability of its voxels."""
     volume_ml: float
-    """Volume of the voxels of at least THRESHOLD; of a blob (`slicemill.infer.candidates.blobs`), of its ball."""
+    """Volume of the voxels of at least THRESHOLD."""
     diameter_mm: float
     """Diameter of the ball of this volume."""
 

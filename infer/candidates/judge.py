@@ -14,9 +14,7 @@ import numpy.typing as npt
 from slicemill.common.errors import ConfigError
 from slicemill.ct.crops import CROP_MM, SIDE, cut_crop
 from slicemill.ct.labels import Labels
-from slicemill.ct.runs import select_values
 from slicemill.infer.calibration import WEIGHT, calibrate, segmentation_weight
-from slicemill.infer.candidates.blobs import add_blobs
 from slicemill.infer.candidates.find import REACH_MM, Lump, LumpCounts, find_lumps
 from slicemill.infer.candidates.records import CandidateRow, ScanCandidates
 from slicemill.infer.inputs.jobs import LoadedScan
@@ -111,8 +109,6 @@ class CandidateJudge:
         self._malignancy = None if classifier is None else classifier.card.malignancy_calibration
         self.shared = None if classifier is None else SharedClassifier(classifier=classifier)
         self.organ, self._values = find_organ(model.labels)
-        self._tumor = model.labels.values[model.labels.tumor]
-        self._has_blobs = is_lung(self.organ) and (classifier is None or classifier.card.blobs)
         self.warning = ""
         trained_on = None if classifier is None else classifier.card.segmentation_sha256
         if classifier is not None and trained_on not in (None, model.sha256):
@@ -132,11 +128,6 @@ class CandidateJudge:
         assert probability is not None  # noqa: S101 (the model outputs it)
         label = segmentation.label if self.organ is not None else None
         lumps, counts = find_lumps(probability, loaded.grid, label, self._values)
-        blobs: list[Lump] = []
-        if label is not None and self._has_blobs:
-            inside = select_values(label, (*self._values, self._tumor))
-            blobs = add_blobs(lumps, loaded.volume, inside, probability, loaded.grid)
-        lumps = (*lumps, *blobs)
         if self.shared is not None and not self.judges(loaded):
             lumps = ()
         scores = self._score(loaded, lumps)
@@ -156,7 +147,6 @@ class CandidateJudge:
             outside_organ=counts.outside_organ,
             merged=counts.merged,
             cut=counts.cut,
-            blobs=len(blobs),
             warnings=tuple(filter(None, [self.warning, self._explain_depth(loaded), self._explain(counts)])),
             candidates=tuple(replace(row, number=number) for number, row in enumerate(rows, start=1)),
         )
@@ -233,16 +223,7 @@ def find_organ(labels: Labels) -> tuple[str | None, tuple[int, ...]]:
     >>> find_organ(Labels({"lung": 1, "nodule": 2}, tumor="nodule"))
     ('lung', (1,))
     """
-    organ = labels.organ or next((name for name in labels.values if is_lung(name)), None)
+    organ = labels.organ or next((name for name in labels.values if name.lower() in ("lung", "lungs")), None)
     if organ is None:
         return None, ()
     return organ, (labels.values[organ],)
-
-
-def is_lung(organ: str | None) -> bool:
-    """Return whether a label is that of lungs, in which blobs are looked for.
-
-    >>> is_lung("Lungs"), is_lung("liver"), is_lung(None)
-    (True, False, False)
-    """
-    return organ is not None and organ.lower() in ("lung", "lungs")

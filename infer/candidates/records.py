@@ -37,7 +37,7 @@ class CandidateRow:
     probability: float
     """Probability of a nodule, by the classifier; without one, the mean of its voxels."""
     diameter_mm: float
-    """Diameter of the ball of its volume; of a blob, of the ball that it is most like."""
+    """Diameter of the ball of its volume."""
     volume_ml: float
     slice: int
     """Slice of the center, from the lowest, 0."""
@@ -91,8 +91,6 @@ class ScanCandidates:
     """Lumps that became part of another."""
     cut: int
     """Lumps that were left out beyond the limit of a scan."""
-    blobs: int = 0
-    """Candidates that are no lumps of the segmentation, but round bright spots (`slicemill.infer.candidates.blobs`)."""
     warnings: tuple[str, ...] = ()
     candidates: tuple[CandidateRow, ...]
     """The most probable first."""

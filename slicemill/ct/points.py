@@ -14,9 +14,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 PointKind = Literal["nodule", "excluded"]
 """``excluded``: a finding that is neither nodule nor background, so that training and scores leave it out."""
-LOWEST_LUMP = 0.1
-"""Lowest probability of the voxels of a lump of a segmentation, and so of the mean over them. A candidate with a lower
-mean is a blob (`slicemill.infer.candidates.blobs`)."""
 CANDIDATE_COLUMNS = ("x_mm", "y_mm", "z_mm", "class", "row", "segmentation_mean")
 """Columns of candidates, float64[n, 6]: position in LPS mm, class (1 nodule, 0 none), line of the source table, and the
 mean probability of the segmentation that found it, NaN if its table has none."""

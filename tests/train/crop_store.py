@@ -15,11 +15,8 @@ def place(zyx):
     return tuple(float(o + s * v) for o, s, v in zip(ORIGIN, SPACING, zyx[::-1], strict=True))
 
 
-def make_lungs(root, cases=CASES, mean=None):
-    """Scans with two nodules and two rods each: balls of 5 to 11 mm, rods that run along z with the same section.
-
-    `mean`: the segmentation's mean probability of all candidates, a column of their table; None for no such column.
-    """
+def make_lungs(root, cases=CASES):
+    """Scans with two nodules and two rods each: balls of 5 to 11 mm, rods that run along z with the same section."""
     rng = np.random.default_rng(5)
     nodules, candidates = [], []
     z, y, x = np.indices(SHAPE)
@@ -38,20 +35,13 @@ def make_lungs(root, cases=CASES, mean=None):
                 candidates += [(UID.format(case), *place((cz, cy, cx)), 0) for cz in (14, 20, 26)]
         write(root / f"{UID.format(case)}.mhd", voxels.astype(np.int16))
     write_table(root / "annotations.csv", (*HEADER, "malignancy"), nodules)
-    if mean is not None:
-        write_table(
-            root / "candidates.csv",
-            (*HEADER[:4], "class", "segmentation_mean"),
-            [(*candidate, mean) for candidate in candidates],
-        )
-        return root
     write_table(root / "candidates.csv", (*HEADER[:4], "class"), candidates)
     return root
 
 
-def make_crop_store(root, cases=CASES, mean=None):
+def make_crop_store(root, cases=CASES):
     """Return the path of a store of these scans."""
-    folder = make_lungs(root / "lungs", cases, mean)
+    folder = make_lungs(root / "lungs", cases)
     store = prepare_store(root / "store")
     request = IngestRequest(
         source=folder,

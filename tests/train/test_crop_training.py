@@ -18,7 +18,6 @@ from slicemill.common.errors import ConfigError, ModelError, StoreError, UsageEr
 from slicemill.common.files import read_json, write_json
 from slicemill.ct.crops import SIDE, cut_crop
 from slicemill.ct.points import Point
-from slicemill.store.candidates import has_blobs
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, read_split, write_split
 from slicemill.store.tables import points_sha256
@@ -31,9 +30,8 @@ from slicemill.train.crops.folder import (
     choose_crop_split,
     find_samples,
     load_base,
-    read_crop_run,
 )
-from slicemill.train.crops.loop import CropState, CropTraining, describe_start, prepare_crops, train_crops
+from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
@@ -47,7 +45,7 @@ from slicemill.train.crops.samples import (
     keep_negatives,
 )
 from slicemill.train.crops.settings import CropConfig
-from slicemill.train.export.crop_model import export_crops, read_classifier
+from slicemill.train.export.crop_model import read_classifier
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store
@@ -476,29 +474,6 @@ def test_crops_of_an_earlier_run_are_not_taken_for_those_of_a_new_one(crop_store
     shutil.copy(nodule_run / CROPS, run)
     with pytest.raises(ConfigError, match="contains other files of a run"):
         train_crops(crop_store, run, QUICK, log=quiet)
-
-
-@pytest.mark.parametrize(("mean", "blobs"), [(None, False), (0.4, False), (0.02, True)])
-def test_a_run_knows_whether_it_learns_from_blobs(mean, blobs, tmp_path):
-    store, run = make_crop_store(tmp_path, cases=3, mean=mean), tmp_path / "run"
-    assert has_blobs(case.candidates for case in open_store(store).values()) is blobs
-    prepare_crops(store, new_folder(run), QUICK, None, None)
-    assert read_crop_run(run).blobs is blobs
-
-
-@pytest.mark.slow
-def test_a_model_file_says_whether_it_judges_blobs(nodule_run, tmp_path):
-    run = shutil.copytree(nodule_run, tmp_path / "run")
-    write_json(run / "model.json", {**read_json(run / "model.json"), "blobs": True})
-    assert export_crops(run, tmp_path / "c.onnx").blobs
-    assert not export_crops(nodule_run, tmp_path / "d.onnx").blobs
-    assert prepare_crops(read_crop_run(run).store, new_folder(tmp_path / "more"), QUICK, None, run).malignancy
-    assert read_crop_run(tmp_path / "more").blobs, "malignancy is on top of an answer about blobs"
-
-
-def new_folder(path):
-    path.mkdir()
-    return path
 
 
 def test_info_describes_a_run_of_a_classifier(nodule_run):

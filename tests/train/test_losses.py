@@ -1,13 +1,12 @@
 """The loss: what counts, what is ignored, what weighs more, and the decoder's coarser levels."""
 
-import pytest
 import torch
 from torch.nn import functional as F
 
 from slicemill.ct.labels import LITS_LABELS, make_labels
 from slicemill.train.config import Config
-from slicemill.train.network.losses import IGNORED, balance_areas, dice_and_cross_entropy, multi_level_loss
-from slicemill.train.network.step import build_network, class_lookup, confusion_matrix, make_learner, train_step
+from slicemill.train.network.losses import IGNORED, dice_and_cross_entropy, multi_level_loss
+from slicemill.train.network.step import build_network, class_lookup, confusion_matrix
 from slicemill.train.network.unet import Levels
 
 
@@ -72,81 +71,6 @@ class TestLoss:
         entropy = F.cross_entropy(logits, label, weight=weights)
         assert weighted > entropy
         assert weighted < entropy + 1
-
-
-def lesions(*areas, side=16):
-    """Return classes int64[n, side, side] with so many pixels of class 2 in each slice, and organ of class 1 around."""
-    label = torch.zeros(len(areas), side, side, dtype=torch.long)
-    for one, area in zip(label, areas, strict=True):
-        one[:, : side // 2] = 1
-        one.view(-1)[:area] = 2
-    return label
-
-
-class TestBalance:
-    def test_the_tumor_of_each_slice_weighs_the_same_at_1_and_each_pixel_at_0(self):
-        label = lesions(4, 100, 0)
-        weight = balance_areas(label, tumor=2, balance=1.0)
-        sums = [float(weight[index][label[index] == 2].sum()) for index in range(2)]
-        assert sums[0] == pytest.approx(sums[1])
-        assert sum(sums) == pytest.approx(104), "all of the tumor together weighs as before"
-        assert (weight[label != 2] == 1).all()
-        assert (balance_areas(label, tumor=2, balance=0.0) == 1).all()
-        half = balance_areas(label, tumor=2, balance=0.5)
-        assert float(half[0, 0, 0] / half[1, 0, 0]) == pytest.approx(5)
-
-    def test_a_small_lesion_that_is_missed_costs_more_and_a_false_one_the_same(self):
-        label = lesions(4, 100)
-        logits = 4.0 * F.one_hot(label, 3).permute(0, 3, 1, 2).float()
-        missed, false = logits.clone(), logits.clone()
-        missed[0, :, 0, :4] = logits[0, :, 0, 15:16]  # as the organ around
-        false[0, :, 8:, 15] = logits[1, :, 0, :1]
-        weights = torch.ones(3)
-
-        def cost(given, balance):
-            emphasis = balance_areas(label, 2, balance)
-            return float(dice_and_cross_entropy(given, label, weights, emphasis=emphasis)[0])
-
-        rise = [cost(missed, balance) - cost(logits, balance) for balance in (0.0, 0.5, 1.0)]
-        assert rise[0] < 0.5 * rise[1] < 0.5 * rise[2]
-        for balance in (0.5, 1.0):
-            assert cost(false, balance) - cost(logits, balance) == pytest.approx(
-                cost(false, 0.0) - cost(logits, 0.0), rel=0.2
-            )
-
-    def test_a_balance_of_0_is_the_loss_without_it(self):
-        logits, label = batch()
-        plain, _ = dice_and_cross_entropy(logits, label, torch.ones(3))
-        same, _ = dice_and_cross_entropy(logits, label, torch.ones(3), emphasis=torch.ones(4, 16, 16))
-        assert torch.allclose(plain, same)
-
-    def test_without_tumor_or_with_ignored_pixels_alone_the_loss_is_finite(self):
-        logits, label = batch()
-        for given in (torch.zeros_like(label), torch.full_like(label, IGNORED)):
-            emphasis = balance_areas(given, tumor=2, balance=1.0)
-            assert (emphasis == 1).all()
-            assert torch.isfinite(dice_and_cross_entropy(logits, given, torch.ones(3), emphasis=emphasis)[0])
-
-    def test_several_processes_share_the_mean_of_the_batch_of_all(self):
-        label = lesions(4, 100, 9, 30)
-        whole = balance_areas(label, tumor=2, balance=0.7)
-        area = torch.tensor([4.0, 100.0, 9.0, 30.0])
-        totals = {True: (area * area**-0.7).sum(), False: area.sum()}
-        parts = []
-        for part in (label[:2], label[2:]):
-            calls = iter(totals.values())
-            parts.append(balance_areas(part, tumor=2, balance=0.7, reduce=lambda _, calls=calls: next(calls)))
-        assert torch.allclose(torch.cat(parts), whole)
-
-    def test_a_step_uses_it(self):
-        label = lesions(4, 100)
-        image = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-        losses = []
-        for balance in (0.0, 1.0):
-            config = Config(context=1, width=4, depth=2, area_balance=balance, augment=0.0)
-            learner = make_learner(LITS_LABELS, config, torch.device("cpu"))
-            losses.append(float(train_step(learner, (image, label)).loss))
-        assert losses[0] != losses[1]
 
 
 class TestDeepSupervision:

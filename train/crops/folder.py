@@ -66,8 +66,6 @@ class CropRunModel:
     """Hash of the store's cases and their points."""
     base_sha256: str | None = None
     """Hash of the weights that a training of malignancy started with."""
-    blobs: bool = False
-    """Whether there were blobs among the candidates that nodules were told from (`slicemill.store.candidates`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

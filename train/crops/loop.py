@@ -26,7 +26,6 @@ from slicemill.common.documents import from_json, to_document
 from slicemill.common.errors import ConfigError, ModelError
 from slicemill.common.files import Location, write_csv
 from slicemill.common.progress import progress
-from slicemill.store.candidates import has_blobs
 from slicemill.store.reader import open_store
 from slicemill.store.split import read_split
 from slicemill.store.tables import points_sha256
@@ -46,7 +45,6 @@ from slicemill.train.crops.folder import (
     hash_base,
     load_base,
     open_crops,
-    read_crop_run,
     remove_crop_run,
     to_tensor,
     write_run,
@@ -177,7 +175,6 @@ def prepare_crops(
         store=str(store_path),
         store_sha256=points_sha256(store),
         base_sha256=hash_base(base),
-        blobs=has_blobs(case.candidates for case in store.values()) if base is None else read_crop_run(base).blobs,
     )
     if not is_empty(run) and (run / MODEL).exists():
         check_started(run, config, model)

@@ -180,9 +180,12 @@ def export_crops(
         _write_onnx(trained, aside)
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
-            **vars(kept),
+            thresholds=kept.thresholds,
+            sensitivity=kept.sensitivity,
+            tuned=kept.tuned,
+            calibration=kept.calibration,
+            malignancy_calibration=kept.malignancy_calibration,
             segmentation_sha256=segmentation_sha256,
-            blobs=trained.model.blobs,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,
             store_sha256=trained.model.store_sha256,

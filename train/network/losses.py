@@ -15,43 +15,8 @@ def no_reduction(total: Tensor) -> Tensor:
     return total
 
 
-def balance_areas(
-    label: Tensor, tumor: int, balance: float, reduce: Callable[[Tensor], Tensor] = no_reduction
-) -> Tensor:
-    """Return the weight of each pixel among those of its class: float32[b, y, x].
-
-    Pixels of a slice's tumor weigh in proportion to ``area ** -balance``, the area being that of its tumor in pixels,
-    and on average over those of the batch 1. All other pixels weigh 1.
-
-    Parameters
-    ----------
-    label
-        int64[b, y, x], class indices.
-    tumor
-        The class of the tumor.
-    balance
-        0 to 1.
-    reduce
-        As in `dice_and_cross_entropy`.
-
-    >>> two = torch.tensor([[[1, 0, 0, 0]], [[1, 1, 1, 0]]])
-    >>> balance_areas(two, tumor=1, balance=1).flatten(1)
-    tensor([[2.0000, 1.0000, 1.0000, 1.0000],
-            [0.6667, 0.6667, 0.6667, 1.0000]])
-    """
-    is_tumor = label == tumor
-    area = is_tumor.sum(dim=(1, 2)).float()
-    weight = area.clamp(min=1) ** -balance
-    mean = reduce((area * weight).sum()) / reduce(area.sum()).clamp(min=1)
-    return torch.where(is_tumor, (weight / mean.clamp(min=1e-6))[:, None, None], 1.0)
-
-
 def dice_and_cross_entropy(
-    logits: Tensor,
-    label: Tensor,
-    weights: Tensor,
-    reduce: Callable[[Tensor], Tensor] = no_reduction,
-    emphasis: Tensor | None = None,
+    logits: Tensor, label: Tensor, weights: Tensor, reduce: Callable[[Tensor], Tensor] = no_reduction
 ) -> tuple[Tensor, Tensor]:
     """Compute soft Dice loss over the labels plus cross-entropy over all classes, and the cross-entropy of each slice.
 
@@ -68,8 +33,6 @@ def dice_and_cross_entropy(
         float[k], weight of each class. Dice and cross-entropy are each normalized by the sum of their weights.
     reduce
         Adds a tensor of sums over all processes, for the loss of the batch of all.
-    emphasis
-        float[b, y, x], weight of each pixel besides that of its class (`balance_areas`); None weighs all alike.
 
     Returns
     -------
@@ -77,27 +40,19 @@ def dice_and_cross_entropy(
     """
     counted = label != IGNORED
     entropy = F.cross_entropy(logits.float(), label, reduction="none")
-    shares = counted if emphasis is None else counted * emphasis
-    probability = logits.float().softmax(dim=1)[:, 1:] * shares[:, None]
+    probability = logits.float().softmax(dim=1)[:, 1:] * counted[:, None]
     truth = torch.stack([label == index for index in range(1, logits.shape[1])], dim=1).to(probability.dtype)
-    if emphasis is not None:
-        truth = truth * emphasis[:, None]
-    parts = (probability * (truth > 0), probability, truth)
-    both, predicted, reference = (reduce(part.sum(dim=(0, 2, 3))) for part in parts)
+    both, predicted, reference = (reduce(part.sum(dim=(0, 2, 3))) for part in (probability * truth, probability, truth))
     present = (reference > 0) * weights[1:]
     dice = (present * (1 - (2 * both + 1) / (predicted + reference + 1))).sum() / present.sum().clamp(min=1e-6)
-    weight = weights[label.clamp(min=0)] * shares
+    weight = weights[label.clamp(min=0)] * counted
     weighted = reduce((entropy * weight).sum()) / reduce(weight.sum()).clamp(min=1e-6)
     by_slice = entropy.detach().sum(dim=(1, 2)) / counted.sum(dim=(1, 2)).clamp(min=1)
     return dice + weighted, by_slice
 
 
 def multi_level_loss(
-    outputs: Sequence[Tensor],
-    label: Tensor,
-    weights: Tensor,
-    reduce: Callable[[Tensor], Tensor] = no_reduction,
-    emphasis: Tensor | None = None,
+    outputs: Sequence[Tensor], label: Tensor, weights: Tensor, reduce: Callable[[Tensor], Tensor] = no_reduction
 ) -> tuple[Tensor, Tensor]:
     """Compute the loss over the decoder's levels, finest first, and the cross-entropy of each slice at the finest.
 
@@ -106,13 +61,7 @@ def multi_level_loss(
     """
     shares = [0.5**level for level in range(len(outputs))]
     parts = [
-        dice_and_cross_entropy(
-            output,
-            label[:, :: 2**level, :: 2**level],
-            weights,
-            reduce,
-            None if emphasis is None else emphasis[:, :: 2**level, :: 2**level],
-        )
+        dice_and_cross_entropy(output, label[:, :: 2**level, :: 2**level], weights, reduce)
         for level, output in enumerate(outputs)
     ]
     total = sum(

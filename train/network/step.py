@@ -16,7 +16,7 @@ from slicemill.train.config import Config
 from slicemill.train.data.augment import augment, resample, tilt
 from slicemill.train.data.dataset import Batch
 from slicemill.train.data.generators import Generators
-from slicemill.train.network.losses import IGNORED, balance_areas, multi_level_loss, no_reduction
+from slicemill.train.network.losses import IGNORED, multi_level_loss, no_reduction
 from slicemill.train.network.processes import ALONE, Processes
 from slicemill.train.network.unet import Levels, UNet, normalize
 
@@ -68,10 +68,6 @@ class Learner:
     precision: torch.dtype
     class_weights: Tensor
     """float[k]."""
-    tumor: int
-    """Class of the tumor; 0 without one."""
-    area_balance: float
-    """As in the settings."""
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules that a checkpoint contains."""
@@ -92,9 +88,8 @@ def make_learner(
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     forward = processes.distribute(Levels(network), device)
     weights = torch.ones(len(labels.values) + 1)
-    tumor = 0 if labels.tumor is None else list(labels.values).index(labels.tumor) + 1
-    if tumor:
-        weights[tumor] = config.tumor_weight
+    if labels.tumor is not None:
+        weights[list(labels.values).index(labels.tumor) + 1] = config.tumor_weight
     return Learner(
         network=network,
         average=AveragedModel(network, multi_avg_fn=make_average(config.averaging), use_buffers=True),
@@ -103,8 +98,6 @@ def make_learner(
         forward=torch.compile(forward) if config.compile else forward,
         precision=precision,
         class_weights=weights.to(device),
-        tumor=tumor,
-        area_balance=config.area_balance,
     )
 
 
@@ -232,10 +225,7 @@ def train_step(
     image, label = batch
     with mixed_precision(image.device, learner.precision):
         levels = learner.forward(image.contiguous(memory_format=torch.channels_last))
-    emphasis = None
-    if learner.tumor and learner.area_balance:
-        emphasis = balance_areas(label, learner.tumor, learner.area_balance, reduce)
-    loss, by_slice = multi_level_loss(levels, label, learner.class_weights, reduce, emphasis)
+    loss, by_slice = multi_level_loss(levels, label, learner.class_weights, reduce)
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     learner.scaler.unscale_(learner.optimizer)
