@@ -4,12 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from slicemill.infer.calibration import fit_calibration
 from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
 from slicemill.store.crop_card import CropCard, decode_crop_metadata
 from slicemill.store.nodules_file import write_bundle
+from slicemill.train.crops.network import CropGraph, CropNetwork, _layer
 from slicemill.train.export.earlier import describe_thresholds, keep_thresholds, read_earlier_card
+from slicemill.train.export.planar import Planar, to_planar
 from tests.infer.networks import CROP_CARD, write_classifier
 
 WEIGHTS, OTHER = "a" * 64, "b" * 64
@@ -67,3 +71,46 @@ def test_the_metadata_name_the_cases_of_the_thresholds():
     from slicemill.common.files import to_json
 
     assert decode_crop_metadata(to_json(card.as_json()), "c.onnx") == card
+
+
+def make_trained(channels_in, channels_out, kernel, stride):
+    """Return a layer of the network with statistics as after a training."""
+    torch.manual_seed(kernel)
+    layer = _layer(channels_in, channels_out, kernel, stride).eval()
+    layer[1].running_mean.normal_()
+    layer[1].running_var.uniform_(0.2, 3)
+    nn.init.normal_(layer[1].weight)
+    nn.init.normal_(layer[1].bias)
+    return layer
+
+
+@pytest.mark.parametrize(("kernel", "stride", "side"), [(3, 1, 6), (6, 2, 12), (3, 1, 3), (1, 1, 4)])
+@torch.no_grad()
+def test_a_layer_in_planes_is_the_layer_in_3d(kernel, stride, side):
+    layer = make_trained(5, 7, kernel, stride)
+    x = torch.randn(3, 5, side, side + 2, side + 4)
+    expected = layer(x)
+    found = Planar([layer])(x)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    pooled = nn.MaxPool3d(2)
+    if side % 2 == 0:
+        torch.testing.assert_close(Planar([pooled])(x), pooled(x))
+
+
+@pytest.mark.parametrize("malignancy", [False, True])
+@torch.no_grad()
+def test_the_graph_in_planes_has_no_3d_convolution_and_the_same_probabilities(malignancy):
+    torch.manual_seed(0)
+    network = CropNetwork(malignancy=malignancy)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    graph = CropGraph(network, (-1000, 400)).eval()
+    planar = to_planar(graph)
+    assert not any(isinstance(module, nn.Conv3d | nn.BatchNorm3d) for module in planar.modules())
+    assert any(isinstance(module, nn.Conv3d) for module in graph.modules()), "a copy was changed"
+    crops = torch.randint(-1100, 500, (3, 48, 48, 48), dtype=torch.int16)
+    for found, expected in zip(planar(crops), graph(crops), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

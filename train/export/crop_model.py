@@ -41,6 +41,7 @@ from slicemill.train.export.earlier import keep_thresholds
 from slicemill.train.export.model_file import LICENSE, VERSIONED, add_metadata
 from slicemill.train.export.onnx_graph import OPSET, quiet_exporter
 from slicemill.train.export.parity import open_cpu_session
+from slicemill.train.export.planar import to_planar
 from slicemill.train.run.checkpoint import BEST
 from slicemill.train.run.claim import claim_to_read
 
@@ -202,11 +203,11 @@ def _list_versions() -> dict[str, str]:
 
 
 def _write_onnx(trained: TrainedClassifier, path: Path) -> None:
-    """Export the graph with a dynamic number of crops."""
+    """Export the graph in planes, with a dynamic number of crops."""
     crops = trained.crops[:2] if len(trained.crops) > 1 else torch.cat([trained.crops] * 2)
     with quiet_exporter():
         torch.onnx.export(
-            trained.graph,
+            to_planar(trained.graph),
             (crops,),
             path,
             input_names=[INPUT],
