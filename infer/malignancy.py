@@ -6,8 +6,8 @@ and not how large it is. With the log odds m of its output and the diameter d, t
 
 1. The numbers are fitted to nodules that the network was not trained on, with their annotated diameters. `infer` takes
    those of the candidates, of the ball of equal volume.
-2. Nodules for it are few, so the weights have a prior: normal around 1 and around 0, with PRIOR_DEVIATIONS. Without
-   evidence, the output stays as it is.
+2. Nodules for it are few, so the weights have a prior: normal around 1 and around 0, with PRIOR_DEVIATIONS. The shift
+   has none: it follows the share of these nodules that are malignant, and malignancy holds where the share is alike.
 3. AUCs on the same nodules are stated: of the output, of the diameter, and of both. The last one flatters by the little
    that three numbers can learn by heart.
 """

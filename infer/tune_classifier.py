@@ -140,11 +140,14 @@ def judge_nodules(classifier: Classifier, case: Case, *, ratings: bool) -> Judge
     """
     known: list[tuple[Point, float, bool]] = []
     for point in case.points or ():
+        if point.kind != "nodule":
+            continue
         try:
             malignant = is_malignant(point.malignancy, ratings=ratings)
         except ValueError as error:
-            raise ConfigError(f"malignancy of {point.id} of case {case.case_id} {error}.") from None
-        if point.kind == "nodule" and malignant is not None and point.diameter_mm:
+            name = f"malignancy of {point.id} of case {case.case_id}"
+            raise ConfigError(f"{name} {error}. Correct the table of points.") from None
+        if malignant is not None and point.diameter_mm:
             known.append((point, point.diameter_mm, malignant))
     output = np.zeros(0)
     if known:

@@ -107,6 +107,8 @@ def phantom(
 
 def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules: int | None, workers: int) -> None:
     """Write chests with lung nodules."""
+    from contextlib import closing
+
     from slicemill.common.machine import count_workers
     from slicemill.common.progress import progress
     from slicemill.ct.chest.collection import ChestSettings, write_chests
@@ -118,9 +120,10 @@ def _write_chests(folder: Path, cases: int, size: int | None, seed: int, nodules
             f"--size must be at least {SMALLEST_SIZE} with --lungs; it is {size}: "
             f"at {FIELD_MM / size:.1f} mm a pixel the smallest nodules do not show."
         )
-    with progress("chests", cases, "cases") as advance:
-        settings = ChestSettings(seed=seed, size=size, nodules=nodules)
-        for name in write_chests(folder, settings, cases, count_workers(workers)):
+    settings = ChestSettings(seed=seed, size=size, nodules=nodules)
+    written = write_chests(folder, settings, cases, count_workers(workers))
+    with progress("chests", cases, "cases") as advance, closing(written):
+        for name in written:
             advance(1, name)
     print_line(f"{cases} synthetic chest CTs with masks of lungs and nodules, and annotations.csv: {folder}")
 

@@ -359,7 +359,7 @@ def describe_classifier(card: CropCard) -> list[str]:
         format_line("input", f"cubes of {card.crop_mm:g} mm, samples every {card.spacing_mm:g} mm, window {window}"),
         format_line("thresholds", chosen or "none chosen"),
         format_line("calibration", _describe_calibration(card)),
-        format_line("malignancy", describe_malignancy(card.malignancy_calibration)),
+        *(format_line("malignancy", describe_malignancy(one)) for one in [card.malignancy_calibration] if one),
         format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
     ]
     if card.training:

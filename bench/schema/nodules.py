@@ -17,13 +17,13 @@ class ContextScore(Struct, frozen=True, kw_only=True):
     sensitivity: Sequence[float]
     """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
     found: int
-    """Nodules among the candidates."""
+    """Nodules among all candidates; the CPM takes the 100 most probable of a scan."""
     false_alarms: int
-    """Candidates that are no nodule, of all scans."""
+    """Candidates in no nodule and no excluded finding, of all scans."""
     over_first: float | None
     """CPM minus that of the first context with the same seed; None for the first."""
     over_first_interval: Sequence[float] | None
-    """95 % bootstrap interval over scans."""
+    """95 % bootstrap interval over patients."""
 
 
 class NoduleContextRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-context"):

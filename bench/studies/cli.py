@@ -151,7 +151,9 @@ def nodule_rules(
 
 def nodule_context(
     store: Annotated[Path, typer.Argument(help="Store with points and masks of nodules.")],
-    scans: Annotated[Path, typer.Option(help="Folder of the scans that the store was made of.")],
+    scans: Annotated[
+        Path, typer.Option(help="Folder of the scans that the store was made of; only names of files are compared.")
+    ],
     split: Annotated[Path, typer.Option(help="Split file; its test cases are scored.")],
     config: Annotated[
         Path | None, typer.Option(help="Settings of all networks as TOML, on top of --recipe nodules.")

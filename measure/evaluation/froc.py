@@ -166,9 +166,7 @@ def analyze_free_response(
     if not samples.findings.sum():
         return NoFindings(scans=len(scans))
     curve = make_curve(scans)
-    names = range(len(scans)) if patients is None else patients
-    owner = np.unique(np.array(list(names)), return_inverse=True)[1]  # the patient of each scan
-    count = int(owner.max()) + 1
+    owner, count = _number_patients(len(scans), patients)
     rng = np.random.default_rng(0)
     lines, means, kept = np.empty((RESAMPLES, len(GRID)), dtype=np.float32), np.empty(RESAMPLES), 0
     for _ in range(RESAMPLES):
@@ -203,23 +201,34 @@ class CpmDifference:
 
     difference: float
     interval: Interval
-    """95 % bootstrap interval over scans."""
+    """95 % bootstrap interval over scans, or over patients if they are known."""
 
 
-def compare_cpm(scans: Sequence[ScanHits], reference: Sequence[ScanHits]) -> CpmDifference:
-    """Compare two lists of candidates: RESAMPLES bootstrap samples of the scans, the same for both.
+def compare_cpm(
+    scans: Sequence[ScanHits], reference: Sequence[ScanHits], patients: Sequence[str] | None = None
+) -> CpmDifference:
+    """Compare two lists of candidates: RESAMPLES bootstrap samples, the same for both.
 
-    `scans` and `reference` have the same scans in the same order, with a finding in one of them.
+    `scans` and `reference` have the same scans in the same order, with a finding in one of them at least. The samples
+    are of the scans, or of their patients if `patients` names that of each scan.
 
     >>> compare_cpm([ScanHits(found=(0.9,))] * 2, [ScanHits(missed=1)] * 2)
     CpmDifference(difference=1.0, interval=(1.0, 1.0))
     """
     one, other = _sort_scores(scans), _sort_scores(reference)
+    owner, count = _number_patients(len(scans), patients)
     rng, found = np.random.default_rng(0), []
     for _ in range(RESAMPLES):
-        weights = np.bincount(rng.integers(0, one.scans, one.scans), minlength=one.scans)
+        weights = np.bincount(rng.integers(0, count, count), minlength=count)[owner]
         if (weights * one.findings).any():
             found.append(float(one.curve(weights).between().mean() - other.curve(weights).between().mean()))
     low, high = np.percentile(found, (2.5, 97.5))
     difference = float(make_curve(scans).between().mean() - make_curve(reference).between().mean())
     return CpmDifference(difference=difference, interval=(float(low), float(high)))
+
+
+def _number_patients(scans: int, patients: Sequence[str] | None) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the number of the patient of each scan, int64[scans], and how many there are; None: one for each scan."""
+    names = range(scans) if patients is None else patients
+    owner = np.unique(np.array(list(names)), return_inverse=True)[1]
+    return owner, int(owner.max()) + 1

@@ -1,6 +1,7 @@
 """The study of context: what is trained and scored, the difference of two networks, and its table."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from slicemill.bench.cli import bench
 from slicemill.bench.records.readme import KINDS, format_record
 from slicemill.bench.schema.base import read_record
 from slicemill.bench.studies import nodule_context
-from slicemill.bench.studies.nodule_context import ContextStudy
+from slicemill.bench.studies.nodule_context import ContextStudy, score_candidates
 from slicemill.common.errors import ConfigError, UsageError
-from slicemill.common.files import read_lines
+from slicemill.measure.evaluation.findings import Findings
 from slicemill.measure.evaluation.froc import ScanHits, compare_cpm
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, write_split
@@ -87,7 +88,21 @@ def test_only_the_context_differs_and_the_scores_are_of_the_test_cases(collectio
     assert f"| 1 | 0 | {second.cpm:.3f} | {second.over_first:+.3f} [" in table
 
 
-def test_what_cannot_be_compared_is_refused(collection, tmp_path):
+def test_all_candidates_are_counted_beyond_the_100_of_the_cpm():
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.uniform(100, 900, (285, 3)), np.linspace(1, 0.1, 285)])
+    rows[200, :3] = rows[220, :3] = 10, 10, 10
+    rows[230, :3] = 50, 50, 50
+    nodules = np.array([[10.0, 10, 10, 6], [30, 30, 30, 6]])
+    findings = Findings(
+        scans=("a", "b"), included={"a": nodules, "b": np.empty((0, 4))}, excluded={"a": np.array([[50.0, 50, 50, 6]])}
+    )
+    scored = score_candidates({"a": rows}, findings)
+    assert (scored.found, scored.false_alarms) == (1, 285 - 3)
+    assert (len(scored.hits[0].found), len(scored.hits[0].false)) == (0, 100)
+
+
+def test_what_cannot_be_compared_is_refused(collection, tmp_path, monkeypatch):
     store, scans, split = collection
     base = {"store": store, "scans": scans, "split": split, "out": tmp_path / "out", "config": Config()}
     for wrong in ({"contexts": (7,)}, {"contexts": (7, 7)}, {"contexts": (7, 2)}, {"seeds": ()}):
@@ -99,7 +114,10 @@ def test_what_cannot_be_compared_is_refused(collection, tmp_path):
     write_split(tmp_path / "split.json", Split(train=(first,), validation=(second,)))
     with pytest.raises(ConfigError, match="names no test cases"):
         nodule_context.run(ContextStudy(**base | {"split": tmp_path / "split.json"}))
-    assert read_lines(tmp_path / "out" / "steps.jsonl") == []
+    empty = SimpleNamespace(included={"a": np.empty((0, 4))})
+    monkeypatch.setattr(nodule_context, "read_store_findings", lambda *_: empty)
+    with pytest.raises(ConfigError, match="test cases have no nodule"):
+        nodule_context.run(ContextStudy(**base))
 
 
 def test_the_interval_of_a_difference_is_that_of_pairs():
@@ -117,6 +135,10 @@ def test_the_interval_of_a_difference_is_that_of_pairs():
     assert ahead.difference == pytest.approx(-behind.difference)
     assert 0 < ahead.interval[0] < ahead.difference < ahead.interval[1]
     np.testing.assert_allclose(ahead.interval, [-behind.interval[1], -behind.interval[0]])
+    patients = [f"p{number // 10}" for number in range(60)]
+    by_patient = compare_cpm(better, worse, patients)
+    assert by_patient.difference == ahead.difference
+    assert by_patient.interval != ahead.interval
     same = compare_cpm(worse, worse)
     assert (same.difference, same.interval) == (0.0, (0.0, 0.0)), "pairs, so that scans that are hard do not count"
 

@@ -1,6 +1,8 @@
 """Malignancy of candidates: the output beside the diameter, fitted to few nodules, and applied to candidates."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +146,31 @@ def test_tune_fits_it_to_the_nodules_of_the_store_at_their_centers(many, tmp_pat
     assert f"{fitted['malignant']} malignant and {fitted['benign']} benign nodules" in text
     assert "malignancy" in "\n".join(describe(summarize(path)))
     assert tune()[0] == document, "the network's output is fitted, not what was fitted before"
+
+
+def test_a_classifier_without_malignancy_gets_no_numbers_and_info_says_nothing_of_it(many, tmp_path):
+    path = write_classifier(tmp_path / "c.onnx")
+    result = CliRunner().invoke(commands(), ["tune", str(path), str(many), "--provider", "cpu", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout[result.stdout.index("{") :])["malignancy_calibration"] is None
+    assert open_classifier(path, "cpu").card.malignancy_calibration is None
+    assert not any(line.startswith("malignancy") for line in describe(summarize(path)))
+
+
+def test_numbers_without_the_output_are_not_applied(models, scans, tmp_path):  # noqa: F811
+    card = {**CROP_CARD, "malignancy_calibration": NUMBERS}
+    run((models[0], write_classifier(tmp_path / "c.onnx", card=card)), scans, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "candidates.json").read_text())["scans"]
+    assert {one["malignancy_calibration"] for one in found} == {None}
+    assert {one["malignancy"] for scan in found for one in scan["candidates"]} == {None}
+
+
+def test_an_excluded_finding_does_not_count_whatever_its_malignancy(many):
+    classifier = open_classifier(write_classifier(many.parent / "e.onnx", malignancy=True), "cpu")
+    case = next(iter(open_store(many).values()))
+    excluded = replace(case.points[0], kind="excluded", malignancy=7.0)
+    fake = SimpleNamespace(case_id="one", points=(excluded, *case.points[1:]), image=case.image, affine=case.affine)
+    assert len(judge_nodules(classifier, fake, ratings=False).output) == len(case.points) - 1
 
 
 def test_ratings_out_of_range_are_an_error(many):

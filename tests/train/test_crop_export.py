@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from slicemill.infer.calibration import fit_calibration
+from slicemill.infer.malignancy import JudgedNodules, fit_malignancy
 from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
 from slicemill.store.crop_card import CropCard, decode_crop_metadata
 from slicemill.store.nodules_file import write_bundle
@@ -20,8 +21,13 @@ WEIGHTS, OTHER = "a" * 64, "b" * 64
 FITTED = fit_calibration(
     np.append(np.linspace(0.3, 1, 20), np.linspace(0, 0.6, 20)), np.linspace(0.2, 0.9, 40), np.arange(40) < 20
 )
+NODULES = JudgedNodules(
+    output=np.linspace(0.1, 0.9, 24), diameter_mm=np.linspace(4, 20, 24), malignant=np.arange(24) % 2 == 0
+)
+MALIGNANCY = fit_malignancy(NODULES)
 CHOSEN = ClassifierTuning(
     calibration=FITTED,
+    malignancy=MALIGNANCY,
     thresholds=(ChosenThreshold(rate=1, threshold=0.75, false_alarms=0.5, detected=3, nodules=4),),
 )
 TUNED = {"cases": 3, "part": "validation", "nodules": 4}
@@ -42,11 +48,13 @@ def test_thresholds_of_the_replaced_file_are_kept_for_equal_weights_and_candidat
     earlier = read_earlier_card(tuned_file)
     kept = keep_thresholds(earlier, WEIGHTS, None)
     assert (kept.thresholds, kept.tuned, kept.calibration) == ({"1": 0.75}, TUNED, FITTED)
+    assert kept.malignancy_calibration == MALIGNANCY
     named = dataclasses.replace(earlier, segmentation_sha256=WEIGHTS)
     assert keep_thresholds(named, WEIGHTS, WEIGHTS).thresholds == {"1": 0.75}
     assert keep_thresholds(earlier, WEIGHTS, OTHER).thresholds == {"1": 0.75}
     for changed in (keep_thresholds(earlier, OTHER, None), keep_thresholds(named, WEIGHTS, OTHER)):
         assert (changed.thresholds, changed.tuned, changed.calibration) == ({}, None, None)
+        assert changed.malignancy_calibration is None
 
 
 def test_dropped_thresholds_are_named(tuned_file):

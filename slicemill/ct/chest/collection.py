@@ -13,7 +13,7 @@ A killed run goes on with the cases that are missing. Fewer cases than the folde
 not list the nodules of the others.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -83,7 +83,7 @@ class Annotation:
     """1 malignant, 0 benign."""
 
 
-def write_chests(folder: Path, settings: ChestSettings, cases: int, workers: int = 1) -> Iterator[str]:
+def write_chests(folder: Path, settings: ChestSettings, cases: int, workers: int = 1) -> Generator[str, None, None]:
     """Write a collection; yield the name of each case once its files exist. More cases may be added later.
 
     The files are the same for any number of worker processes.
@@ -115,7 +115,10 @@ def _make_case(folder: Path, spec: ChestSpec) -> list[Annotation]:
 
 
 def _explain_crash(spec: ChestSpec) -> list[Annotation]:
-    raise InputError(f"the process that draws {spec.name} crashed, likely out of memory. Pass fewer --workers.")
+    raise InputError(
+        f"the process that draws {spec.name} crashed while it was the only one, likely out of memory. Free memory, or "
+        "pass a smaller --size."
+    )
 
 
 def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
