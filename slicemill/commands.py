@@ -70,9 +70,7 @@ def phantom(
         Path | None, typer.Option(help="With --lungs: put nodules into this real chest CT instead of synthetic ones.")
     ] = None,
     lungs_mask: Annotated[Path | None, typer.Option(help="Mask of the lungs of --insert-into, on its grid.")] = None,
-    workers: Annotated[
-        int, typer.Option(help="With --lungs: processes that draw synthetic chests; 0 is one per core.", min=0)
-    ] = 0,
+    workers: Annotated[int, typer.Option(help="With --lungs: processes that draw chests; 0: all cores.", min=0)] = 0,
 ) -> None:
     """Make a collection of synthetic CTs: abdomens with liver and tumors, named as in LiTS, or chests with nodules.
 

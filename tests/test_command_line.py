@@ -149,7 +149,7 @@ def test_workers_0_is_all_cores():
         words for words, one in ALL.items() if words[0] != "bench" and any("--workers" in p.opts for p in one.params)
     }
     of_stores = {("store", name) for name in ("verify", "export", "export-slices", "upgrade")}
-    assert {("ingest",), ("evaluate",), ("measure",), *of_stores} == names
+    assert {("ingest",), ("evaluate",), ("measure",), ("phantom",), *of_stores} == names
     for words in names:
         (option,) = [one for one in ALL[words].params if "--workers" in one.opts]
         assert "0: all cores" in option.help
