@@ -72,7 +72,7 @@ class DemoAmounts:
         fitted = self.epochs * self.steps / (usual.epochs * usual.steps)
         classified = trained * self.crop_epochs / usual.crop_epochs
         return [Step(name=name, seconds=seconds) for name, seconds in (
-            ("phantom", 40 * trained), ("phantom", 12 * unseen), ("ingest", 7 * trained), ("ingest", 4 * unseen),
+            ("phantom", 22 * trained), ("phantom", 7 * unseen), ("ingest", 7 * trained), ("ingest", 4 * unseen),
             ("train", 200 * fitted), ("export", 6), ("infer", 40 * trained), ("ingest", 7 * trained),
             ("train", 100 * classified), ("export", 6), ("tune", 5 * trained), ("infer", 15 * unseen),
             ("infer", 14 * unseen), ("froc", 4), ("froc", 4),
