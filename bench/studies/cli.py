@@ -156,8 +156,8 @@ def nodule_context(
     ],
     split: Annotated[Path, typer.Option(help="Split file; its test cases are scored.")],
     config: Annotated[
-        Path | None, typer.Option(help="Settings of all networks as TOML, on top of --recipe nodules.")
-    ] = None,
+        Path, typer.Option(help="Settings of all networks as TOML, on top of --recipe nodules; it must set steps.")
+    ],
     contexts: Annotated[str, typer.Option(help="Slices that the networks see; the first is the reference.")] = "7,1",
     seeds: Annotated[str, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = "0",
     out: Out = Path("nodule-context"),
@@ -175,13 +175,12 @@ def nodule_context(
     from slicemill.bench.studies.nodule_context import ContextStudy, run
     from slicemill.train.config import make_config, read_config
 
-    recipe = make_config("nodules")
     study = ContextStudy(
         store=store,
         scans=scans,
         split=split,
         out=out,
-        config=recipe if config is None else read_config(config, recipe),
+        config=read_config(config, make_config("nodules")),
         contexts=parse_integers("--contexts", contexts),
         seeds=parse_integers("--seeds", seeds),
     )

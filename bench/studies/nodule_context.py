@@ -60,13 +60,19 @@ class ContextStudy:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        """Check the lists.
+        """Check the lists, and that all networks take the same number of steps, which the record states.
 
         Raises
         ------
         UsageError
-            There are no two contexts, or no seed.
+            There are no two contexts, or no seed; or a training ends by time or by its scores.
         """
+        if not self.config.steps or self.config.max_minutes or self.config.patience:
+            raise UsageError(
+                f"steps = {self.config.steps}, max_minutes = {self.config.max_minutes:g}, patience = "
+                f"{self.config.patience}: the networks are compared after equal steps. Set steps above 0 in --config, "
+                "and the others to 0."
+            )
         if len(set(self.contexts)) < 2 or len(set(self.contexts)) != len(self.contexts):
             raise UsageError("--contexts: name at least two different numbers of slices, like 7,1.")
         if not self.seeds:

@@ -104,7 +104,10 @@ def test_all_candidates_are_counted_beyond_the_100_of_the_cpm():
 
 def test_what_cannot_be_compared_is_refused(collection, tmp_path, monkeypatch):
     store, scans, split = collection
-    base = {"store": store, "scans": scans, "split": split, "out": tmp_path / "out", "config": Config()}
+    base = {"store": store, "scans": scans, "split": split, "out": tmp_path / "out", "config": Config(steps=5)}
+    for unequal in (Config(), Config(steps=5, max_minutes=1.0), Config(steps=5, patience=2)):
+        with pytest.raises(UsageError, match="compared after equal steps"):
+            ContextStudy(**base | {"config": unequal})
     for wrong in ({"contexts": (7,)}, {"contexts": (7, 7)}, {"contexts": (7, 2)}, {"seeds": ()}):
         with pytest.raises(UsageError):
             ContextStudy(**base | wrong)

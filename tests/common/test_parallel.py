@@ -49,20 +49,26 @@ def test_only_the_item_that_a_process_died_of_fails():
     assert found == [(0, "1"), (1, "died of 7"), (2, "2"), (3, "died of 7"), (4, "3")]
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
-    (tmp_path / "naps.py").write_text(NAPS)
-    places = [tmp_path / name for name in "abcdefg"]
+def start_naps(folder, script, places):
+    """Start a script in a process group of its own, and return its process once two workers write."""
+    (folder / "naps.py").write_text(script)
     child = subprocess.Popen(
-        [sys.executable, str(tmp_path / "naps.py"), *map(str, places)],
+        [sys.executable, str(folder / "naps.py"), *map(str, places)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    while sum(1 for _ in tmp_path.glob(".*.part*")) < 2:
+    while sum(1 for _ in folder.glob(".*.part*")) < 2:
         assert child.poll() is None
         time.sleep(0.1)
+    return child
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_ctrl_c_ends_the_cases_in_hand_and_begins_no_other(send, tmp_path):
+    places = [tmp_path / name for name in "abcdefg"]
+    child = start_naps(tmp_path, NAPS, places)
     send(child.pid, signal.SIGINT)
     _, error = child.communicate(timeout=60)
     assert child.returncode == -signal.SIGINT, error
@@ -77,17 +83,7 @@ def test_no_worker_outlives_its_main_process(number, tmp_path):
     script = NAPS.replace(
         "    list(map_isolated", "    with raise_on_stop_signals():\n        list(map_isolated"
     ).replace("def nap", "from slicemill.common.signals import raise_on_stop_signals\n\ndef nap")
-    (tmp_path / "naps.py").write_text(script)
-    child = subprocess.Popen(
-        [sys.executable, str(tmp_path / "naps.py"), *(str(tmp_path / name) for name in "abcd")],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    while sum(1 for _ in tmp_path.glob(".*.part*")) < 2:
-        assert child.poll() is None
-        time.sleep(0.1)
+    child = start_naps(tmp_path, script, [tmp_path / name for name in "abcd"])
     child.send_signal(number)
     child.communicate(timeout=60)
     assert gone(child.pid), "no worker is left"
