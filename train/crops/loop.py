@@ -50,6 +50,7 @@ from slicemill.train.crops.folder import (
     write_run,
 )
 from slicemill.train.crops.metrics import CropEpoch, measure_epoch, measure_sizes
+from slicemill.train.crops.muon import Muon
 from slicemill.train.crops.network import CropNetwork, average_mirrored, split_views
 from slicemill.train.crops.samples import draw_epoch, join_samples
 from slicemill.train.crops.settings import CropConfig
@@ -200,7 +201,7 @@ def prepare_crops(
         malignancy=model.malignancy,
         data=data,
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        optimizer=Muon(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
         device=device,
         sizes=measure_sizes(parts[1].used, [*data.crops[len(parts[0].used) :]]),
     )

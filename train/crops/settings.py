@@ -36,16 +36,16 @@ class CropConfig:
     """HU shown to the network as its lowest value."""
     window_high: float = 400.0
     """HU shown to the network as its highest value."""
-    batch: int = 64
+    batch: int = 32
     """Crops per step, half of them of each class."""
     epochs: int = 100
     """Number of epochs; in each, about every positive crop is drawn once."""
     max_minutes: float = 0.0
     """Time limit of training in minutes; 0 means no limit."""
-    learning_rate: float = 0.002
-    """Highest learning rate."""
+    learning_rate: float = 0.001
+    """Highest learning rate, of Muon for convolutions and of AdamW for the rest."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW."""
+    """Weight decay, as a share of the learning rate."""
     negatives: int = 10
     """Negative crops that are kept for each positive one, at random; each crop takes 0.4 MB of the run folder."""
     shift_mm: float = 3.0
