@@ -7,7 +7,7 @@ torch). torch's own class takes matrices only. Parameters that are not of a conv
 
 Measured once, on the same candidates of 120 chests (seeds 9002 to 9004, 168 nodules): a classifier trained by Muon for
 17 minutes, 32 crops a step, has a CPM 0.06 (0.03 to 0.08) above that of AdamW for 20 minutes, 64 crops a step. On
-two cores, it took 85 crops a second, and AdamW 81 to 86.
+two cores, it took 80 crops a second, and AdamW 82 (medians of the epochs).
 """
 
 from collections.abc import Callable, Iterable
