@@ -152,9 +152,12 @@ class RunLedger:
 
     def find_outcome(self, job: Job) -> ScanOutcome | None:
         """Return the outcome of a job with nothing left to do, or None."""
-        line = self._lines.get(job.name)
+        if self._find_conflict(job) is not None:  # another run may have begun the scan since the ledger was read
+            with self._lock:
+                self._read_new_lines()
         if (reason := self._find_conflict(job)) is not None:
             return ScanOutcome(name=job.name, status="failed", reason=reason)
+        line = self._lines.get(job.name)
         if self.options.overwrite:
             return None
         if line is None or not self._is_current(line, job):

@@ -138,6 +138,17 @@ def test_a_scan_that_failed_does_not_own_the_mask_of_another_scan(opened, job, t
     assert find(tmp_path, opened, job) is None, "its mask may be made again"
 
 
+def test_files_that_another_run_has_begun_since_the_ledger_was_read_are_of_this_scan(opened, job, tmp_path):
+    """Of two runs that start at once, one looks at the folder after the other has written the first mask."""
+    early, late = [RunLedger(tmp_path, opened, InferOptions()) for _ in range(2)]
+    early.append(job, ScanOutcome(name=job.name, status="done"), begun=True)
+    (tmp_path / job.name).touch()
+    assert late.find_outcome(job) is None
+    early.append(job, ScanOutcome(name=job.name, status="done"))
+    assert late.update_outcome(job).reason == "done before with this model"
+    assert "was not made from" in late.find_outcome(replace(job, path=tmp_path / "other" / job.name)).reason
+
+
 def test_runs_claim_scans_that_share_a_report_one_after_the_other(opened, job, tmp_path):
     ledger = RunLedger(tmp_path, opened, InferOptions())
     with ledger.claim(job):
