@@ -34,7 +34,6 @@ from slicemill.train.crops.folder import (
 )
 from slicemill.train.crops.loop import CropState, CropTraining, choose_optimizer, describe_start, train_crops
 from slicemill.train.crops.metrics import measure_lump
-from slicemill.train.crops.muon import Muon
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
     Sample,
@@ -48,6 +47,7 @@ from slicemill.train.crops.samples import (
 )
 from slicemill.train.crops.settings import CropConfig
 from slicemill.train.export.crop_model import read_classifier
+from slicemill.train.network.muon import Muon
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store

@@ -42,7 +42,7 @@ def test_a_run_learns_and_goes_on(precision, stored, tmp_path):
     assert train(stored, tmp_path, config, log=no_log).epoch == TINY.epochs
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_stopped_run_goes_on_within_the_epoch(optimizer, stored, tmp_path, monkeypatch):
     config = replace(TINY, device="cuda", optimizer=optimizer, steps=6, save_minutes=1e-6)
     steps = []

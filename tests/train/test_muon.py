@@ -1,10 +1,10 @@
-"""The optimizer of classifiers: torch's own Muon and AdamW are the oracles."""
+"""Muon: torch's own Muon and AdamW are the oracles."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from slicemill.train.crops.muon import Muon, orthogonalize
+from slicemill.train.network.muon import Muon, orthogonalize
 
 
 def train_pair(optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter], steps: int) -> None:

@@ -50,10 +50,10 @@ from slicemill.train.crops.folder import (
     write_run,
 )
 from slicemill.train.crops.metrics import CropEpoch, measure_epoch, measure_sizes
-from slicemill.train.crops.muon import Muon
 from slicemill.train.crops.network import CropNetwork, average_mirrored, split_views
 from slicemill.train.crops.samples import draw_epoch, join_samples
 from slicemill.train.crops.settings import CropConfig
+from slicemill.train.network.muon import Muon
 from slicemill.train.network.step import MAX_GRADIENT, learning_rate
 from slicemill.train.network.unet import normalize
 from slicemill.train.run.checkpoint import (

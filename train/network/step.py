@@ -17,6 +17,7 @@ from slicemill.train.data.augment import augment, resample, tilt
 from slicemill.train.data.dataset import Batch
 from slicemill.train.data.generators import Generators
 from slicemill.train.network.losses import IGNORED, multi_level_loss, no_reduction
+from slicemill.train.network.muon import Muon
 from slicemill.train.network.processes import ALONE, Processes
 from slicemill.train.network.unet import Levels, UNet, normalize
 
@@ -132,6 +133,8 @@ def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
     fused = next(network.parameters()).is_cuda or None
     if config.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=fused)
+    if config.optimizer == "muon":
+        return Muon(weights, lr=rate, weight_decay=decay)
     return torch.optim.AdamW(weights, lr=rate, weight_decay=decay, fused=fused)
 
 

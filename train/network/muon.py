@@ -5,9 +5,14 @@ vectors and singular values of about 1 (Jordan et al. 2024, "Muon"). The step is
 root of the longer side, per learning rate (Liu et al. 2025, "Muon is scalable for LLM training"; `match_rms_adamw` in
 torch). torch's own class takes matrices only. Parameters that are not of a convolution have steps of AdamW.
 
-Measured once, on the same candidates of 120 chests (seeds 9002 to 9004, 168 nodules): a classifier trained by Muon for
-17 minutes, 32 crops a step, has a CPM 0.06 (0.03 to 0.08) above that of AdamW for 20 minutes, 64 crops a step. On
-two cores, it took 80 crops a second, and AdamW 82 (medians of the epochs).
+Measured once each on synthetic chests:
+
+- The classifier, on the same candidates of 120 chests (seeds 9002 to 9004, 168 nodules): trained by Muon for 17
+  minutes, 32 crops a step, it has a CPM 0.06 (0.03 to 0.08) above that of AdamW for 20 minutes, 64 crops a step. On two
+  cores, it took 80 crops a second, and AdamW 82 (medians of the epochs).
+- The segmentation, width 8, after 8 minutes of one core: nodules of 4 validation chests had a Dice of 0.50 by Muon
+  and 0.29 by AdamW, and 40 chests (seed 9001, 59 nodules) a CPM of 0.31 and 0.11. Muon took 46 slices of 64 pixels a
+  second, AdamW 55.
 """
 
 from collections.abc import Callable, Iterable
