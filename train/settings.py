@@ -24,7 +24,7 @@ class TrainSettings(TypedDict, total=False):
     max_minutes: float
     save_minutes: float
     patience: int
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: Literal["adamw", "muon", "sgd"]
     decay: Literal["cosine", "poly"]
     norm: Literal["batch", "instance"]
     deep_supervision: bool

@@ -18,6 +18,7 @@ from slicemill.infer.run.options import InferOptions
 from slicemill.infer.run.pipeline import infer
 from slicemill.train.export.graph import Flavor
 from slicemill.train.export.model_file import export
+from tests.contents import content
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_segmentation_in_bulk_writes_what_the_command_writes(model, collection, 
     files = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("volume-*.nii*")}
     assert len(files) == 2
     for file in files:
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "command" / file).read_bytes()
+        assert content(tmp_path / "out" / file) == content(tmp_path / "command" / file)
     again = slicemill.infer_scans(model, [*map(str, scans), tmp_path / "broken.nii"], str(tmp_path / "out"))
     assert (again.count("skipped"), again.count("failed")) == (2, 1)
 

@@ -22,6 +22,7 @@ from slicemill.common.files import read_json, read_lines
 from slicemill.ct.formats.dicom_objects.options import ENDINGS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.run.dicom_results import ADDED
+from tests.contents import content
 from tests.ct.dicom_objects.series import IN_PLANE, PATIENT, make_series, write_series
 from tests.ct.dicom_objects.test_segmentation import points_of, points_of_segment
 from tests.infer.commands import run_command
@@ -150,7 +151,7 @@ def test_a_mask_that_is_not_the_one_of_the_ledger_is_made_again(change: str, sca
     words = ["infer", model, scans, "--out", out, "--provider", "cpu"]
     run_command(*words)
     ledger, path = out / "ledger.jsonl", out / "p1.nii.gz"
-    before = path.read_bytes()
+    before = content(path)
     more, again = [], 5
     if change == "mask":
         shutil.copy(out / "p2.nii.gz", path)
@@ -163,7 +164,7 @@ def test_a_mask_that_is_not_the_one_of_the_ledger_is_made_again(change: str, sca
         again = 10
     assert "2 done" in run_command(*words, "--dicom-seg", *more).output
     assert count_labeled(out) == again
-    assert path.read_bytes() == before
+    assert content(path) == before
 
 
 def test_a_report_with_probabilities_needs_the_network_again(scans: Path, tmp_path: Path) -> None:

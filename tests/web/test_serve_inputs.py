@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813 (its own documentation's name)
 from PIL import Image
 
 from slicemill.store.training_scans import TrainingScans
+from tests.contents import content
 from tests.ct.dicom_objects.series import IN_PLANE, make_series, write_series
 from tests.infer.commands import run_command
 from tests.infer.networks import write_described, write_model, write_threshold
@@ -55,8 +56,8 @@ def page(served):
 
 
 def mask_of(page, state):
-    content = page.result(state, "segmentation.nii.gz")
-    image = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+    data = page.result(state, "segmentation.nii.gz")
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(data))
     return np.asarray(image.dataobj), image.affine
 
 
@@ -74,13 +75,13 @@ def write_dicom(folder, directions=IN_PLANE[3], shape=(5, 16, 16)):
     return write_series(series, folder, hu)
 
 
-def test_a_mask_is_that_of_infer_to_the_byte(page, served, tmp_path):
+def test_a_mask_is_that_of_infer(page, served, tmp_path):
     scan = write_nifti(tmp_path / "ct.nii.gz")
     model = served.jobs.models._words[1]
     assert run_command("infer", model, scan, "--out", tmp_path / "out", "--provider", "cpu").exit_code == 0
     (expected,) = (tmp_path / "out").rglob("*ct.nii.gz")
     state = page.finish(scan)
-    assert page.result(state, "segmentation.nii.gz") == expected.read_bytes()
+    assert gzip.decompress(page.result(state, "segmentation.nii.gz")) == content(expected)
     report = json.loads(page.result(state, "segmentation.json"))
     of_infer = json.loads(expected.with_name("ct.json").read_text())
     assert {**report, "scan": ""} == {**of_infer, "scan": ""}
