@@ -53,6 +53,9 @@ def phantom(
     trunk: Annotated[
         bool, typer.Option("--trunk", help="From hips to shoulders: the liver in about a third of the slices.")
     ] = False,
+    small_tumors: Annotated[
+        bool, typer.Option("--small-tumors", help="Half of the tumors have a radius of 4 to 8 mm: 0.3 to 2 ml.")
+    ] = False,
     lungs: Annotated[
         bool,
         typer.Option("--lungs", help="Chests with lung nodules in the form of LUNA16: scans, lungs, annotations.csv."),
@@ -78,8 +81,9 @@ def phantom(
     slicemill phantom chests/ --lungs --cases 12
     slicemill phantom inserted/ --lungs --insert-into ct.mha --lungs-mask lungs.mha
     """
-    if lungs and trunk:
-        raise UsageError("--trunk and --lungs are different collections. Pass one of them.")
+    if lungs and (trunk or small_tumors):
+        option = "--trunk" if trunk else "--small-tumors"
+        raise UsageError(f"{option} and --lungs are different collections. Pass one of them.")
     if (insert_into is None) != (lungs_mask is None):
         raise UsageError("--insert-into and --lungs-mask belong together. Pass both.")
     if nodules is not None and (not lungs or insert_into is not None):
@@ -98,7 +102,8 @@ def phantom(
     from slicemill.ct.phantom import write_collection
 
     with progress("phantoms", cases, "cases") as advance:
-        for image, _ in write_collection(folder, cases=cases, size=size or 128, seed=seed, trunk=trunk):
+        options = {"trunk": trunk, "small_tumors": small_tumors}
+        for image, _ in write_collection(folder, cases=cases, size=size or 128, seed=seed, **options):
             advance(1, image.name)
     print_line(f"{cases} synthetic CTs with masks (1 liver, 2 tumor): {folder}")
 

@@ -16,6 +16,7 @@ class TrainSettings(TypedDict, total=False):
     spacing_mm: float
     width: int
     depth: int
+    stem: int
     window_low: float
     window_high: float
     batch: int

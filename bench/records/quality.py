@@ -57,6 +57,15 @@ class DiceGain(Struct, frozen=True, kw_only=True):
     better: int
 
 
+class LesionRecall(Struct, frozen=True, kw_only=True):
+    """Reference lesions of one band of volume, over cases, folds and seeds; found: an overlap above 0."""
+
+    found: int
+    references: int
+    gain: DiceGain | None
+    """Paired difference of the share found, over patients with such lesions; None for the reference variant."""
+
+
 class VariantScores(Struct, frozen=True, kw_only=True):
     """Results of one variant."""
 
@@ -73,6 +82,8 @@ class VariantScores(Struct, frozen=True, kw_only=True):
     """Mean Dice of the main region by part and seed."""
     gain: Mapping[Part, Mapping[str, DiceGain]] | None
     """Gain over the reference by part and region; None for the reference."""
+    lesions: Mapping[Part, Mapping[str, LesionRecall]] = {}
+    """Part -> band of volume -> lesions found; missing in early records."""
 
     def scores(self, part: Part) -> Mapping[str, RegionScores]:
         """Return the scores of a part by region."""
@@ -97,6 +108,8 @@ class QualityRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="quality"):
     steps: int
     settings: Mapping[str, Any]
     """Settings that all variants share."""
+    minutes: float = 0.0
+    """Time limit of each training; 0 if the steps limit it."""
     tuned: bool = False
     """Whether post-processing was tuned on the validation parts; missing in early records."""
     convention: str
@@ -157,7 +170,25 @@ def quality_table(record: QualityRecord) -> str:
             ]
             rows = [_variant_row(name, variant, part, region) for name, variant in record.variants.items()]
             lines += [*table_lines(header, rows), ""]
-    return "\n".join([*lines, _quality_note(record)])
+    return "\n".join([*lines, *_lesion_lines(record), _quality_note(record)])
+
+
+def _lesion_lines(record: QualityRecord) -> list[str]:
+    """Return the table of lesions found by volume in the test parts, without bands that no case has."""
+    bands = [name for name, one in record.variants[record.reference].lesions.get("test", {}).items() if one.references]
+    if not bands:
+        return []
+    header = ["lesions found, test", *(f"{name.replace('_', ' ')}, over {record.reference} [95 %]" for name in bands)]
+    rows = []
+    for name, variant in record.variants.items():
+        cells = [variant.lesions["test"][band] for band in bands]
+        rows.append([name, *(f"{one.found} of {one.references}{_format_change(one.gain)}" for one in cells)])
+    return [*table_lines(header, rows), ""]
+
+
+def _format_change(gain: DiceGain | None) -> str:
+    """Format the change of a share with its interval; nothing for the reference."""
+    return "" if gain is None else f", {_format_gain(gain).partition(', p ')[0]}"
 
 
 def _variant_row(name: str, variant: VariantScores, part: Part, region: str) -> list[str]:
@@ -185,10 +216,11 @@ def _quality_note(record: QualityRecord) -> str:
     first = record.variants[record.reference]
     without = sum(scores.cases_without_region for scores in first.test.values())
     tuned = "Post-processing chosen on the validation part of each fold, whose figures it flatters. "
+    length = f"{record.minutes:g} minutes" if record.minutes else f"{record.steps:,} steps"
     return (
         f"{record.collection}, {record.patients} patients validated or tested, "
         f"fold {format_integers(record.over.folds)} of {record.folds} by patient, "
-        f"seed {format_integers(record.over.seeds)}, {record.steps:,} steps a run. {tuned if record.tuned else ''}"
+        f"seed {format_integers(record.over.seeds)}, {length} a run. {tuned if record.tuned else ''}"
         f"Chosen by {record.chosen_by}: {record.chosen}. {_describe_changes(record.variants)}"
         f"{_describe_seeds(record.variants)}{record.convention} "
         f"({without} cases left out so in the test parts of {record.reference}). "

@@ -7,6 +7,7 @@
     seeds = [0]
     epochs = 12                   # the same number of steps for every variant, however busy the machine is
     steps = 25                    # an epoch
+    minutes = 0.0                 # above 0: every training ends after so many minutes instead
     min_lesion_ml = 0.5           # of `slicemill export`
     tune = true                   # `slicemill tune` on the validation part of each fold
 
@@ -19,6 +20,7 @@
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ from slicemill.common.documents import from_document, from_toml
 from slicemill.common.errors import ConfigError
 from slicemill.train.config import Config
 
+MANY_EPOCHS = 100_000
+"""Epochs of a training with a time limit, which ends it long before."""
 VARIANT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
@@ -43,12 +47,16 @@ class ExperimentDesign:
     epochs: int = 12
     steps: int = 25
     """Batches of an epoch."""
+    minutes: float = 0.0
+    """Above 0: minutes of a training, instead of its number of epochs."""
     min_lesion_ml: float = 0.0
     """Smaller tumors are removed after inference, ml; see `slicemill export --min-lesion-ml`."""
     tune: bool = False
     """Whether `slicemill tune` chooses the post-processing on the validation part of each fold."""
     phantom_size: int = 128
     """Side of a phantom's slices, pixels."""
+    phantom_small_tumors: bool = False
+    """Whether half of the phantoms' tumors have a radius of 4 to 8 mm."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings that differ from the shared ones, by variant. The first variant is the reference."""
@@ -63,6 +71,8 @@ class ExperimentDesign:
         for name, value, least in (("folds", self.folds, 2), ("epochs", self.epochs, 1), ("steps", self.steps, 1)):
             if value < least:
                 raise ConfigError(f"{name} = {value}: must be at least {least}.")
+        if not 0 <= self.minutes < math.inf:
+            raise ConfigError(f"minutes = {self.minutes}: must be 0 (no limit) or above.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds = {list(self.seeds)}: list at least one, each once.")
         for name in self.variants:
@@ -73,8 +83,13 @@ class ExperimentDesign:
 
     @property
     def total_steps(self) -> int:
-        """Return the training steps of a run."""
-        return self.epochs * self.steps
+        """Return the training steps of a run, at most."""
+        return (MANY_EPOCHS if self.minutes else self.epochs) * self.steps
+
+    @property
+    def length(self) -> str:
+        """Return the length of a training in words."""
+        return f"{self.minutes:g} minutes" if self.minutes else f"{self.total_steps:,} steps"
 
     def config(self, variant: str, seed: int) -> Config:
         """Return the settings of a training.
@@ -84,7 +99,9 @@ class ExperimentDesign:
         ConfigError
             A setting is unknown or invalid; the message names the variant.
         """
-        common = {"epochs": self.epochs, "steps": self.steps, "seed": seed}
+        common: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "seed": seed}
+        if self.minutes:
+            common |= {"epochs": MANY_EPOCHS, "max_minutes": self.minutes}
         settings = {**self.settings, **self.variants[variant]}
         if fixed := sorted(common.keys() & settings.keys()):
             raise ConfigError(f"variant {variant}: {fixed[0]} is the same for all variants; set it above [settings].")

@@ -25,16 +25,17 @@ def show_plan(experiment: Experiment) -> None:
     """Print the runs and their estimated times. Only a short pilot writes files, to a temporary folder."""
     design, runs = experiment.design, experiment.runs()
     finished = read_finished(experiment.folder, runs)
-    known = [run_time(result) for result in finished.values()] or [measure_pilot(experiment)]
+    known = [run_time(result) for result in finished.values()] or [_first_estimate(experiment)]
     left = {run: estimate_minutes(run, design.total_steps, known) for run in runs if run not in finished}
+    source = "their time limit" if design.minutes else "a pilot"
     rows = [
         (run.variant, run.fold, run.seed, _state(experiment, run, done=run in finished), left.get(run)) for run in runs
     ]
     print_lines(format_table(["variant", "fold", "seed", "state", "minutes"], rows))
     print_line(
-        f"{count_noun(len(runs), 'run')} of {design.total_steps:,} steps, {len(left)} left; "
+        f"{count_noun(len(runs), 'run')} of {design.length}, {len(left)} left; "
         f"about {sum(left.values()) / experiment.jobs:.0f} minutes with --jobs {experiment.jobs}, "
-        f"by {'the finished runs' if finished else 'a pilot'}. Nothing was written (--dry-run)."
+        f"by {'the finished runs' if finished else source}. Nothing was written (--dry-run)."
     )
 
 
@@ -43,6 +44,19 @@ def _state(experiment: Experiment, run: FoldRun, *, done: bool) -> str:
         return "done"
     epochs = epochs_done(experiment.folder, run)
     return f"begun ({epochs} of {experiment.design.epochs} epochs)" if epochs else "to do"
+
+
+def _first_estimate(experiment: Experiment) -> RunTime:
+    """Return the time of a run by the time limit of the trainings, or else by a pilot."""
+    design = experiment.design
+    if not design.minutes:
+        return measure_pilot(experiment)
+    return RunTime(
+        variant="",
+        steps=design.total_steps,
+        training_minutes=design.minutes,
+        minutes=design.minutes + OVERHEAD_MINUTES,
+    )
 
 
 def measure_pilot(experiment: Experiment) -> RunTime:

@@ -5,7 +5,8 @@
    cores.
 3. The record is derived from the results alone.
 
-Every training takes the same number of steps, not minutes, so that a result does not depend on the load of the machine.
+Every training takes the same number of steps, so that a result does not depend on the load of the machine; or, if the
+design says so, the same minutes, so that a variant with cheaper steps makes more of them. Nothing else should run then.
 """
 
 import os
@@ -118,7 +119,8 @@ def prepare(experiment: Experiment, runner: CommandRunner) -> Store:
         size = design.phantom_size
         print_line(f"{count_noun(experiment.phantoms, 'phantom')} of {size} pixels: {folder.data.name}")
         options = ("--cases", experiment.phantoms, "--size", size, "--seed", PHANTOM_SEED)
-        runner.run_slicemill(("phantom", folder.data, *options), log)
+        small = ("--small-tumors",) if design.phantom_small_tumors else ()
+        runner.run_slicemill(("phantom", folder.data, *options, *small), log)
     labels = ("--labels", design.labels) if design.labels and experiment.data is not None else ()
     print_line(f"ingest: {folder.store.name}")
     try:
@@ -168,10 +170,11 @@ def _run_unfinished(
     """Do the runs that are left, add their results to `finished`, and return the failures."""
     folder = experiment.folder
     failed: list[str] = []
-    total = len(left) + len(finished)
+    total, timed = len(left) + len(finished), bool(experiment.design.minutes)
+    amount = (len(left), "runs") if timed else (len(left) * experiment.design.epochs, "epochs")
     with (
-        progress("quality", len(left) * experiment.design.epochs, "epochs") as advance,
-        show_epochs(folder, [request.run for request in left], advance) as stages,
+        progress("quality", *amount) as advance,
+        show_epochs(folder, [] if timed else [request.run for request in left], advance) as stages,
     ):
         for run, outcome in run_all(left, folder, runner, jobs=experiment.jobs, stages=stages):
             if isinstance(outcome, InputError):
@@ -179,6 +182,7 @@ def _run_unfinished(
                 print_line(f"failed: {failed[-1]}")
                 continue
             finished[run] = outcome
+            advance(int(timed), "")
             minutes = minutes_left(experiment.runs(), experiment.design.total_steps, finished, experiment.jobs)
             print_line(
                 f"{len(finished)} of {total}: {run}: {format_scores(outcome)}; {outcome.minutes:.1f} minutes, "

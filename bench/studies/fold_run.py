@@ -28,6 +28,7 @@ from slicemill.bench.studies.runner import CommandRunner
 from slicemill.common.documents import to_document
 from slicemill.common.errors import InputError
 from slicemill.common.files import read_json, write_bytes, write_json
+from slicemill.measure.evaluation.detection import BAND_NAMES
 from slicemill.store.reader import Store, open_store
 from slicemill.train.config import Config, to_toml
 from slicemill.train.run.checkpoint import read_state
@@ -115,9 +116,21 @@ def read_scores(evaluation: Path, split: Mapping[str, Sequence[str]], store: Sto
             patient_id=store[case_id].info.patient_id,
             part=part,
             regions={region: read_region(rows[case_id], region) for region in regions},
+            lesions=read_lesions(rows[case_id]),
         )
         for part, case_id in scored
     )
+
+
+def read_lesions(row: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Read the lesions found, and all, by volume, from the row of a case in an evaluation; empty without a tumor label.
+
+    >>> read_lesions({"lesions_below_1_ml": 3, "lesions_found_below_1_ml": 1})
+    {'below_1_ml': (1, 3)}
+    """
+    return {
+        band: (row[f"lesions_found_{band}"], row[f"lesions_{band}"]) for band in BAND_NAMES if f"lesions_{band}" in row
+    }
 
 
 def read_region(row: Mapping[str, Any], region: str) -> RegionVolumes:

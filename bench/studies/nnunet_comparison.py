@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.records.quality import NnunetRecord
 from slicemill.bench.schema.base import origin
+from slicemill.bench.studies.design import MANY_EPOCHS
 from slicemill.bench.studies.experiment import Experiment, prepare
 from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
 from slicemill.bench.studies.results import (
@@ -46,8 +47,6 @@ from slicemill.train.run.setup import common_labels
 DATASET = "Dataset001_fold"
 ITERATIONS = {"cuda": 250, "cpu": 10}
 """Iterations of an epoch. On a GPU, nnU-Net's default; on a CPU, where an iteration takes seconds, fewer."""
-MANY_EPOCHS = 100_000
-"""Epochs of slicemill's training. The minutes end the training long before."""
 AnyResult = TypeVar("AnyResult", RunResult, NnunetResult)
 
 

@@ -69,6 +69,8 @@ class ScoredCase:
     part: str
     """Part of the fold: validation or test."""
     regions: Mapping[str, RegionVolumes]
+    lesions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Band of volume -> reference lesions found, and all; missing in early results, empty without a tumor label."""
 
 
 @dataclass(frozen=True, kw_only=True)

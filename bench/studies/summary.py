@@ -26,6 +26,7 @@ from slicemill.bench.records.quality import (
 )
 from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.design import ExperimentDesign
+from slicemill.bench.studies.lesion_recall import recall_by_volume
 from slicemill.bench.studies.results import Result, RunResult, ScoredCase
 from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import TUMOR_WORDS
@@ -66,7 +67,8 @@ def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> Quality
             folds=sorted({result.fold for result in common[reference]}),
             seeds=sorted({result.seed for result in common[reference]}),
         ),
-        steps=design.total_steps,
+        steps=0 if design.minutes else design.total_steps,
+        minutes=design.minutes,
         settings=dict(design.settings),
         tuned=design.tune,
         convention=CONVENTION,
@@ -112,6 +114,7 @@ def summarize_variant(
         test=scores["test"],
         mean_by_seed={part: mean_by_seed(results, part, main) for part in PARTS},
         gain=gain,
+        lesions={part: recall_by_volume(common, reference, part) for part in PARTS},
     )
 
 

@@ -40,6 +40,9 @@ THRESHOLDS = (0.0, 0.5)
 SIZES_MM = (10.0, 20.0)
 """Limits of the longest axial diameter: small below the first, large from the second. No standard defines them."""
 SIZE_NAMES = ("small", "medium", "large")
+VOLUMES_ML = (1.0, 5.0)
+"""Limits of the bands of a lesion's volume, ml."""
+BAND_NAMES = ("below_1_ml", "1_to_5_ml", "above_5_ml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +241,23 @@ def f1(true_positive: int, predictions: int, references: int) -> float:
     """
     together = predictions + references
     return 2 * true_positive / together if together else float("nan")
+
+
+def band_name(volume_ml: float) -> str:
+    """Return the band of a lesion's volume; a limit belongs to the band above it.
+
+    >>> band_name(0.9), band_name(1.0), band_name(5.0)
+    ('below_1_ml', '1_to_5_ml', 'above_5_ml')
+    """
+    return BAND_NAMES[sum(volume_ml >= limit for limit in VOLUMES_ML)]
+
+
+def count_by_volume(matching: Matching, references_ml: Sequence[float]) -> dict[str, tuple[int, int]]:
+    """Count the references of each band of volume in one case: those detected, and all."""
+    bands = {number: band_name(volume) for number, volume in enumerate(references_ml, start=1)}
+    found = Counter(band for number, band in bands.items() if number in matching.hits)
+    references = Counter(bands.values())
+    return {name: (found[name], references[name]) for name in BAND_NAMES}
 
 
 def count_by_size(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from slicemill.measure.evaluation.detection import THRESHOLDS, Mode
+from slicemill.measure.evaluation.detection import THRESHOLDS, Mode, count_by_volume
 from slicemill.measure.evaluation.score import CaseScores
 from slicemill.measure.evaluation.statistics import nan_to_none
 
@@ -83,6 +83,9 @@ def make_row(case: CaseScores, mode: Mode = "corrected") -> Row:
             "predicted_lesions": matchings[THRESHOLDS[0]].predictions,
         }
         row |= {f"lesions_found_above_{threshold:g}": one.true_positive for threshold, one in matchings.items()}
+        bands = count_by_volume(matchings[THRESHOLDS[0]], case.lesions.references_ml)
+        row |= {f"lesions_{band}": references for band, (_, references) in bands.items()}
+        row |= {f"lesions_found_{band}": found for band, (found, _) in bands.items()}
     if case.tumor is not None:
         row |= {
             "has_tumor": any(case.tumor.truth),

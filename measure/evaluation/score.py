@@ -92,6 +92,8 @@ class LesionScores:
     """Threshold of overlap -> matching."""
     diameters_mm: tuple[tuple[float, ...], tuple[float, ...]]
     """Longest axial diameters of the predictions, and of the references."""
+    references_ml: tuple[float, ...]
+    """Volumes of the references."""
     detected: tuple[DetectedLesion, ...]
     """The lesions that were detected above the highest threshold."""
     by_probability: ScanHits | None
@@ -219,7 +221,10 @@ def score_lesions(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probab
     predictions, references = (number_components(mask[box], grid, rules.mode) for mask in (predicted, truth))
     overlaps = count_shared_voxels(predictions, references)
     matchings = {threshold: match_lesions(overlaps, threshold, rules.mode) for threshold in THRESHOLDS}
-    volumes_ml = [voxels * voxel_ml(grid.affine_lps) for voxels in overlaps.predictions]
+    volumes_ml, references_ml = (
+        tuple(voxels * voxel_ml(grid.affine_lps) for voxels in counts)
+        for counts in (overlaps.predictions, overlaps.references)
+    )
     probabilities = None if probability is None else mean_probabilities(probability[box], predictions)
     groups = matchings[THRESHOLDS[-1]]
     return LesionScores(
@@ -228,6 +233,7 @@ def score_lesions(truth: Mask, predicted: Mask, grid: Grid, rules: Rules, probab
             measure_diameters(predictions, grid.affine_lps),
             measure_diameters(references, grid.affine_lps),
         ),
+        references_ml=references_ml,
         detected=tuple(score_detected(predictions, references, groups, grid, rules.tolerance_mm)),
         by_probability=None if probabilities is None else find_hits(overlaps, probabilities),
         by_volume=find_hits(overlaps, volumes_ml),

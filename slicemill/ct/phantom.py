@@ -47,7 +47,7 @@ def make_phantom(spec: PhantomSpec) -> Phantom:
     liver = draw_liver(canvas)
     draw_vessels(canvas, liver)
     draw_cysts(canvas, liver)
-    tumor = draw_tumors(canvas, liver, spec.tumors)
+    tumor = draw_tumors(canvas, liver, spec)
     label = liver.astype(np.uint8)
     label[tumor] = 2
     return Phantom(image=canvas.simulate_scan(), label=label, spacing_mm=spec.spacing_mm)
@@ -152,7 +152,7 @@ def draw_cysts(canvas: Canvas, liver: Mask) -> None:
         canvas.paint(cyst, float(rng.uniform(15, 60)))
 
 
-def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
+def draw_tumors(canvas: Canvas, liver: Mask, spec: PhantomSpec) -> Mask:
     """Draw irregular blobs with soft edges, 20 to 60 HU below (four in five) or above liver; return their mask."""
     rng = canvas.rng
     tumor = np.zeros(canvas.shape, dtype=bool)
@@ -161,9 +161,12 @@ def draw_tumors(canvas: Canvas, liver: Mask, count: int) -> Mask:
         return tumor
     ragged = 0.30 * canvas.smooth_field(14)
     texture = canvas.smooth_field(6)
-    for _ in range(count):
+    for _ in range(spec.tumors):
         x, y, z = canvas_point(canvas, inside[rng.integers(len(inside))])
-        radius = float(rng.choice([rng.uniform(8, 14), rng.uniform(14, 28)]))
+        radii = [rng.uniform(8, 14), rng.uniform(14, 28)]
+        if spec.small_tumors:
+            radii += [rng.uniform(4, 8)] * 2
+        radius = float(rng.choice(radii))
         stretch = rng.uniform(0.8, 1.25, 3)
         distance = canvas.ellipsoid((x, y, z), (radius * stretch[0], radius * stretch[1], radius * stretch[2])) + ragged
         blob = (distance < 1) & liver
@@ -201,7 +204,7 @@ def _lower(canvas: Canvas, distance: Floats, point: npt.NDArray[np.float64], rad
 
 
 def collection_specs(
-    cases: int, size: int, seed: int, *, trunk: bool = False
+    cases: int, size: int, seed: int, *, trunk: bool = False, small_tumors: bool = False
 ) -> Iterator[tuple[int, PhantomSpec, str]]:
     """Yield number, spec and axis codes of a collection; sizes, slice counts, spacings and orientations vary.
 
@@ -213,7 +216,13 @@ def collection_specs(
         tumors = 0 if number % 5 == 3 else int(rng.integers(1, 6))
         depth = int(rng.integers(30, 52) * max(1.0, size / 256))
         height_mm = float(rng.uniform(165, 200))
-        spec = PhantomSpec(seed=seed * 1000 + number, shape=(depth, ny, nx), height_mm=height_mm, tumors=tumors)
+        spec = PhantomSpec(
+            seed=seed * 1000 + number,
+            shape=(depth, ny, nx),
+            height_mm=height_mm,
+            tumors=tumors,
+            small_tumors=small_tumors,
+        )
         if trunk:
             longer, middle_mm = float(rng.uniform(2.4, 3.0)), float(rng.uniform(20, 60))
             shape = (round(depth * longer), ny, nx)
@@ -222,14 +231,14 @@ def collection_specs(
 
 
 def write_collection(
-    folder: Path, *, cases: int, size: int, seed: int, trunk: bool = False
+    folder: Path, *, cases: int, size: int, seed: int, trunk: bool = False, small_tumors: bool = False
 ) -> Iterator[tuple[Path, Path]]:
     """Write a collection with LiTS names; yield the paths of each image and mask once they exist."""
     write_json(
         folder / "dataset.json",
         {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
     )
-    for number, spec, axcodes in collection_specs(cases, size, seed, trunk=trunk):
+    for number, spec, axcodes in collection_specs(cases, size, seed, trunk=trunk, small_tumors=small_tumors):
         suffix = ".nii.gz" if number % 3 == 1 else ".nii"
         image, mask = folder / f"volume-{number}{suffix}", folder / f"segmentation-{number}{suffix}"
         if not (image.exists() and mask.exists()):

@@ -27,6 +27,8 @@ class PhantomSpec:
     """Height of the scan's middle above the middle of the abdomen."""
     trunk: bool = False
     """Whether thorax and pelvis are drawn, for a scan that is taller than the abdomen."""
+    small_tumors: bool = False
+    """Whether half of the tumors have a radius of 4 to 8 mm; otherwise all have 8 to 28 mm."""
 
     @property
     def spacing_mm(self) -> Point:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slicemill.bench.options import parse_integers
-from slicemill.bench.records.quality import RegionScores
+from slicemill.bench.records.quality import RegionScores, quality_table
 from slicemill.bench.studies import experiment as experiment_module
 from slicemill.bench.studies import parallel
 from slicemill.bench.studies.design import ExperimentDesign, read_design
@@ -40,6 +40,7 @@ HERE = Path(__file__).parents[2]
         ("folds = 1\n[variants.a]", "folds = 1: must be at least 2"),
         ("fold = 4\n[variants.a]", "fold is not a key of a design"),
         ("seeds = [0, 0]\n[variants.a]", "each once"),
+        ("minutes = -1.0\n[variants.a]", "minutes = -1.0: must be 0 (no limit) or above"),
         ("[variants.A_B]", "use up to 40 characters"),
         ("[variants.a]\nsteps = 3", "steps is the same for all variants"),
         ("[variants.a]\nmomentum = 3", "variant a: momentum: is not a setting"),
@@ -204,6 +205,18 @@ def test_a_plan_lists_finished_and_remaining_runs(trainings, tmp_path, capsys):
     assert lines[1].split() == ["default", "0", "0", "done", "-"]
     assert lines[2].split() == ["one-slice", "0", "0", "to", "do", "3.000"]
     assert lines[-1].startswith("2 runs of 6 steps, 1 left; about 3 minutes with --jobs 1, by the finished runs.")
+
+
+def test_trainings_may_take_the_same_minutes_instead_of_the_same_steps(trainings, tmp_path, capsys):
+    design = replace(DESIGN, minutes=1.5)
+    assert design.config("default", 0).max_minutes == 1.5
+    experiment = Experiment(design=design, out=tmp_path, phantoms=6, only_folds=(0,))
+    show_plan(experiment)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("2 runs of 1.5 minutes, 2 left; about 5 minutes with --jobs 1, by their time limit.")
+    results = run_experiment(experiment)
+    assert results[0].settings["max_minutes"] == 1.5
+    assert ", 1.5 minutes a run." in quality_table(summarize(design, results))
 
 
 def test_an_estimate_grows_with_the_steps():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from slicemill.bench.records.readme import format_record, render_figure
 from slicemill.bench.schema.base import read_record
 from slicemill.bench.studies.design import ExperimentDesign
 from slicemill.bench.studies.fold_run import read_region
+from slicemill.bench.studies.lesion_recall import recall_by_volume
 from slicemill.bench.studies.summary import dice_gain, score_region, summarize
 from slicemill.common.errors import ConfigError
 from slicemill.common.files import write_json
@@ -83,6 +85,26 @@ def test_a_gain_is_over_the_folds_and_seeds_that_both_have():
     variant = [run_result("new", [scored_case("a", 0.9)]), run_result("new", [scored_case("a", 0.1)], seed=1)]
     reference = [run_result("default", [scored_case("a", 0.5)])]
     assert dice_gain(variant, reference, "test", "tumor").mean == 0.4
+
+
+def test_lesions_are_counted_by_volume_and_compared_by_patient():
+    def results(found):
+        cases = [
+            replace(scored_case(patient, 0.5), lesions={"below_1_ml": (one, of), "above_5_ml": (0, 0)})
+            for patient, one, of in zip("abc", found, (2, 4, 0), strict=True)
+        ]
+        return [run_result("default", cases)]
+
+    (before, after) = results((1, 1, 0)), results((2, 2, 0))
+    small = recall_by_volume(after, before, "test")["below_1_ml"]
+    assert (small.found, small.references) == (4, 6)
+    assert (small.gain.patients, small.gain.better) == (2, 2), "the third patient has no small lesion"
+    assert small.gain.mean == pytest.approx((0.5 + 0.25) / 2)
+    assert recall_by_volume(before, None, "test")["below_1_ml"].gain is None
+    assert recall_by_volume([run_result("default", [scored_case("a", 0.5)])], None, "test") == {}, "an early result"
+    shown = quality_table(summarize(DESIGN, [*before, *(replace(one, variant="one-slice") for one in after)]))
+    assert "| one-slice | 4 of 6, +0.375 [+0.250, +0.500] |" in shown
+    assert "above 5 ml" not in shown, "no case has one"
 
 
 def test_a_false_alarm_counts_against_the_variant_that_raises_it():

@@ -68,6 +68,15 @@ def test_an_existing_collection_is_not_drawn_again(tmp_path):
     }  # fmt: skip
 
 
+def test_half_of_the_tumors_are_small_if_requested():
+    counts = {}
+    for small in (False, True):
+        phantom = make_phantom(PhantomSpec(seed=7, shape=(64, 128, 128), tumors=12, small_tumors=small))
+        sizes_ml = np.bincount(ndimage.label(phantom.label == 2)[0].ravel())[1:] * np.prod(phantom.spacing_mm) / 1000
+        counts[small] = int((sizes_ml < 2.5).sum())
+    assert counts[True] >= 4 > counts[False]
+
+
 def test_a_trunk_reaches_from_hips_to_shoulders_with_the_liver_in_about_a_third():
     specs = [spec for _, spec, _ in collection_specs(6, 64, 1, trunk=True)]
     assert all(400 < spec.height_mm < 620 for spec in specs)

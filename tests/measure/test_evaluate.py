@@ -196,6 +196,8 @@ def test_every_measure_of_a_case_is_that_computed_by_hand(two_cases):
     assert row["error_ml_tumor"] == pytest.approx(-2 * 2 / 1000)
     assert (row["reference_burden"], row["predicted_burden"]) == (4 / 16, 2 / 16)
     assert (row["reference_lesions"], row["lesions_found_above_0"], row["lesions_found_above_0.5"]) == (1, 1, 0)
+    assert (row["lesions_below_1_ml"], row["lesions_found_below_1_ml"]) == (1, 1)
+    assert (row["lesions_above_5_ml"], row["lesions_found_above_5_ml"]) == (0, 0)
 
 
 def test_official_and_corrected_count_empty_regions_each_their_way(two_cases):

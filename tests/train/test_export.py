@@ -29,6 +29,9 @@ from slicemill.train.export.trained import read_trained
 from slicemill.train.loop import train
 from slicemill.train.network.step import build_network
 from slicemill.train.network.unet import normalize
+from slicemill.train.run.checkpoint import BEST, load_weights
+from slicemill.train.run.setup import prepare
+from slicemill.train.run.validate import predict_case
 from tests.conftest import TINY
 
 WINDOW = np.array([[0, 1, 2]], np.int32)
@@ -369,3 +372,24 @@ def test_a_network_with_instance_norm_is_exported_with_its_parity_check(stored, 
     (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
     assert card.parity["limit"] == 1e-3
     assert card.parity["labels_differing"] <= 1e-3 * card.parity["pixels"]
+
+
+@pytest.mark.slow
+def test_a_network_with_a_stem_labels_a_case_as_it_does_in_training(stored, tmp_path):
+    from slicemill.infer.network.model import open_model
+    from slicemill.infer.single import segment_volume
+
+    config = replace(TINY, stem=2, epochs=6, steps=20)
+    train(stored, tmp_path / "run", config, log=lambda _: None)
+    (card,) = export(tmp_path / "run", tmp_path / "m.onnx").values()
+    assert card.size_multiple == 2 * 2**config.depth
+    assert card.parity["labels_differing"] == 0
+    setup = prepare(stored, tmp_path / "run", config, None)
+    network = build_network(setup.labels, config)
+    load_weights(tmp_path / "run" / BEST, network)
+    case = setup.store["volume-1"]
+    with torch.no_grad():
+        expected = setup.labels.table()[predict_case(case, network.eval(), setup)]
+    assert len(np.unique(expected)) > 1
+    found = segment_volume(open_model(tmp_path / "m.onnx", "cpu"), case.image[:], case.info.spacing_mm)
+    assert np.mean(found.label != expected) < 1e-4

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from slicemill.common.errors import UsageError
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.store.reader import open_store
 from slicemill.train.config import Config
@@ -18,6 +19,15 @@ class TestNetwork:
     def test_it_keeps_the_size_and_has_a_logit_per_class(self):
         network = UNet(channels=3, classes=4, width=4, depth=3)
         assert network(torch.zeros(2, 3, 32, 48)).shape == (2, 4, 32, 48)
+
+    def test_a_stem_keeps_the_size_and_computes_on_a_quarter_of_the_pixels(self):
+        network = build_network(LITS_LABELS, Config(context=3, width=4, depth=2, stem=2, deep_supervision=True)).eval()
+        image = torch.randn(2, 3, 32, 48)
+        assert network(image).shape == (2, 3, 32, 48)
+        assert [level.shape[2:] for level in network.levels(image)] == [(32, 48), (16, 24)]
+        assert network.decode(image)[0].shape == (2, 4, 16, 24)
+        with pytest.raises(UsageError, match=r"crop = 40: must be a multiple of 16 \(stem \* 2\*\*depth\)"):
+            Config(depth=3, stem=2, crop=40)
 
     def test_the_window_maps_to_minus_one_and_one(self):
         assert normalize(torch.tensor([-9000, -200, 50, 300, 9000], dtype=torch.int16), -200, 300).tolist() == [
@@ -54,6 +64,7 @@ class TestNetwork:
         assert {case.image.shape[1:] for case in cases} == {(64, 64), (48, 64)}
         assert slice_size(cases, Config(depth=4)) == (64, 64)
         assert slice_size(cases, Config(depth=5, size=96)) == (96, 96)
+        assert slice_size(cases, Config(depth=5, stem=2)) == (64, 64)
 
     def test_instance_norm_looks_at_each_slice_alone(self):
         torch.manual_seed(0)

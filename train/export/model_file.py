@@ -150,7 +150,7 @@ def describe_model(
         context=config.context,
         context_spacing_mm=config.window_spacing_mm,
         spacing_mm=config.network_spacing_mm,
-        size_multiple=2**config.depth,
+        size_multiple=config.size_multiple,
         input=flavor.input,
         precision=flavor.precision,
         postprocess={name: value for name, value in rules.as_json().items() if name in EXPORTED_RULES},

@@ -100,11 +100,11 @@ def read_trained(run: Path, store_path: Path | None, size: tuple[int, int] | Non
     store = open_store(store_path or str(document["store"]))
     split = read_split(run / SPLIT, store.case_ids)
     size = size or (int(document["size"][0]), int(document["size"][1]))
-    multiple = 2**config.depth
+    multiple = config.size_multiple
     if any(side < multiple or side % multiple or side > MAX_SIDE for side in size):
         raise ModelError(
-            f"slices of {size[0]}x{size[1]}: the network of {run} halves them {config.depth} times, so height and "
-            f"width must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads "
+            f"slices of {size[0]}x{size[1]}: height and width of the network of "
+            f"{run} must be multiples of {multiple}, up to {MAX_SIDE}. `slicemill infer` tiles larger scans and pads "
             "smaller ones."
         )
     return TrainedNetwork(

@@ -146,6 +146,7 @@ def build_network(labels: Labels, config: Config) -> UNet:
         width=config.width,
         depth=config.depth,
         norm=nn.InstanceNorm2d if config.norm == "instance" else nn.BatchNorm2d,
+        stem=config.stem,
         supervised=config.deep_supervision,
     )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

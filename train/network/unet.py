@@ -28,6 +28,8 @@ class Block(nn.Sequential):
 class UNet(nn.Module):
     """Encoder and decoder with skips: float[b, c, y, x] -> logits float[b, k, y, x]; y and x multiples of 2**depth.
 
+    With a `stem` of 2, a first layer joins squares of 2x2 pixels, the rest computes on a quarter of the pixels, and the
+    logits are interpolated back; y and x are then multiples of 2 * 2**depth.
     With `supervised`, each level of the decoder but the coarsest has a head for `levels`; `forward` uses the finest.
     """
 
@@ -39,12 +41,16 @@ class UNet(nn.Module):
         depth: int,
         norm: Norm = nn.BatchNorm2d,
         *,
+        stem: int = 1,
         supervised: bool = False,
     ) -> None:
         super().__init__()
+        self.stem = stem
         widths = [min(width * 2**level, MAX_CHANNELS) for level in range(depth + 1)]
+        self.patches = nn.Conv2d(channels, width, stem, stride=stem) if stem > 1 else nn.Identity()
+        first = width if stem > 1 else channels
         self.down = nn.ModuleList(
-            [Block(before, after, norm) for before, after in zip([channels, *widths[:-1]], widths, strict=True)]
+            [Block(before, after, norm) for before, after in zip([first, *widths[:-1]], widths, strict=True)]
         )
         self.up = nn.ModuleList(
             [nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in itertools.pairwise(widths)]
@@ -57,16 +63,23 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return self.head(self.decode(x)[0])  # type: ignore[no-any-return]
+        return self._enlarge(self.head(self.decode(x)[0]))
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """Return the logits of each level with a head: float[b, k, y, x], then each half as large as the one before."""
         heads = [self.head, *self.coarse_heads]
-        return [head(features) for head, features in zip(heads, self.decode(x), strict=False)]
+        return [self._enlarge(head(features)) for head, features in zip(heads, self.decode(x), strict=False)]
+
+    def _enlarge(self, logits: Tensor) -> Tensor:
+        """Return logits on the pixels of the input: float[b, k, y, x] -> float[b, k, y * stem, x * stem]."""
+        if self.stem == 1:
+            return logits
+        return nn.functional.interpolate(logits, scale_factor=float(self.stem), mode="bilinear", align_corners=False)
 
     def decode(self, x: Tensor) -> list[Tensor]:
         """Return the decoder's features, finest first."""
         skips, decoded = [], []
+        x = self.patches(x)
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else nn.functional.max_pool2d(x, 2))
             skips.append(x)

@@ -176,7 +176,7 @@ def training_region(cases: Sequence[Case], size: tuple[int, int], config: Config
     """
     if config.crop:
         size = (min(size[0], config.crop), min(size[1], config.crop))
-    if min(size) < 2 ** (config.depth + 1):
+    if min(size) < 2 * config.size_multiple:
         raise ConfigError(
             f"slices of {size[0]}x{size[1]} are too small for depth = {config.depth}; set a smaller depth."
         )
@@ -320,8 +320,8 @@ def slice_size(cases: Sequence[Case], config: Config) -> tuple[int, int]:
 
 
 def network_size(case: Case, config: Config) -> tuple[int, int]:
-    """Return y, x of a case's full slices in the network's pixels, rounded up to a multiple of ``2**depth``."""
-    step = 2**config.depth
+    """Return y, x of a case's full slices in the network's pixels, rounded up to a multiple of `size_multiple`."""
+    step = config.size_multiple
     zoom = compute_zoom(case.info.spacing_mm, config.network_spacing_mm)
     _, ny, nx = case.image.shape
     return math.ceil(ny * zoom[0] / step - 1e-6) * step, math.ceil(nx * zoom[1] / step - 1e-6) * step
