@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip
 
+from slicemill.common.errors import LabelError
 from slicemill.ct.labels import Labels
 from slicemill.ct.lesions import find_lesions
 from slicemill.ct.pictures import label_colors
@@ -142,7 +143,14 @@ def make_page_slices(
 
 
 def list_parts(mask: npt.NDArray[np.bool_], name: str, affine_lps: npt.NDArray[np.float64]) -> list[SlicedLesion]:
-    """Return the 26-connected parts of bool[z, y, x], the largest first; `affine_lps` is float64[4, 4]."""
+    """Return the 26-connected parts of bool[z, y, x], the largest first; `affine_lps` is float64[4, 4].
+
+    Noise has more parts than anyone would look through (`slicemill.ct.lesions.MAX_PARTS`): none is listed.
+    """
+    try:
+        parts = find_lesions(mask, affine_lps)
+    except LabelError:
+        return []
     return [
         SlicedLesion(
             id=part.id,
@@ -151,7 +159,7 @@ def list_parts(mask: npt.NDArray[np.bool_], name: str, affine_lps: npt.NDArray[n
             last_z=part.bbox_zyx[3] - 1,
             text=f"{name} {part.id}: {part.max_axial_diameter_mm:.1f} mm, slice {part.key_z + 1}",
         )
-        for part in find_lesions(mask, affine_lps)
+        for part in parts
     ]
 
 
