@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slicemill.ct.labels import LITS_LABELS
+from slicemill.ct.lesions import MAX_PARTS
 from slicemill.ct.page_slices import (
     LOW_HU,
     MOST_SIDE,
@@ -16,6 +17,7 @@ from slicemill.ct.page_slices import (
     STEP_HU,
     SlicedLesion,
     SlicedMask,
+    list_parts,
     make_page_slices,
 )
 
@@ -123,3 +125,11 @@ def test_any_lesions_give_slices_of_the_scan(count, spans):
     assert list(packed.slices) == sorted(set(packed.slices))
     assert {one.key_z for one in lesions} <= set(packed.slices)
     np.testing.assert_array_equal(unpack(packed)[1][0], label[list(packed.slices)])
+
+
+def test_of_noise_no_part_is_listed():
+    noise = np.zeros((60, 60, 60), dtype=bool)
+    noise[::2, ::2, ::2] = True
+    assert noise.sum() > MAX_PARTS
+    assert list_parts(noise, "tumor", np.eye(4)) == []
+    assert len(list_parts(noise[:3, :3, :3], "tumor", np.eye(4))) == 8
