@@ -215,6 +215,7 @@ def as_json(*words, code=0):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_json_of_ingest(collection, tmp_path):
     plan = as_json("ingest", collection, "--dry-run")
     assert [case["case_id"] for case in plan["cases"]] == [f"volume-{n}" for n in range(6)]
@@ -235,6 +236,7 @@ def test_json_of_stores(stored, tmp_path):
     assert (done.exit_code, "exclude each other" in done.output) == (2, True)
 
 
+@pytest.mark.slow
 def test_json_of_measurements(collection, tmp_path):
     mask, labels = collection / "segmentation-0.nii", ("--labels", "liver=1,tumor=2")
     document = as_json("evaluate", mask, mask, *labels, "--against", mask, "--out", tmp_path / "scores")
@@ -247,6 +249,7 @@ def test_json_of_measurements(collection, tmp_path):
     assert [one["status"] for one in as_json("measure", mask, "--out", tmp_path / "m", *labels)["cases"]] == ["done"]
 
 
+@pytest.mark.slow
 def test_json_of_inference(model, stored, collection, tmp_path):
     scan = collection / "volume-0.nii"
     assert as_json("infer", model, scan, "--out", tmp_path / "out", "--dry-run")[0]["would_be"] == "segmented"

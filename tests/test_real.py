@@ -73,6 +73,7 @@ def test_a_collection_of_masks_alone_is_refused(real_data, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [slow_if(name in LARGE, name) for name in FOLDERS if name != MASKS_ALONE])
 def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data, tmp_path):
     folder, store = real_data / name, tmp_path / "store"
@@ -89,6 +90,7 @@ def test_ingest_accounts_for_every_odd_file_without_a_traceback(name, real_data,
     assert done.returncode == (1 if failed else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

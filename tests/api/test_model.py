@@ -139,6 +139,7 @@ def test_a_result_never_replaces_its_scan_and_needs_a_nifti_name(opened, scan, t
     assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
+@pytest.mark.slow
 def test_probabilities_are_there_where_the_model_has_them(opened, trained, scan, tmp_path):
     plain = opened.segment(scan)
     assert plain.probability is None

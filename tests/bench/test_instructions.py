@@ -59,6 +59,7 @@ def test_every_loop_does_its_work(name, tmp_path, monkeypatch):
     LOOPS[name][1](tmp_path, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 def test_counts_hardly_differ_from_run_to_run():
     one, other = (

@@ -77,6 +77,7 @@ def make_comparison(out, minutes=1.5):
     return NnunetComparison(experiment=experiment, minutes=minutes)
 
 
+@pytest.mark.slow
 def test_nnunet_gets_the_same_fold_and_the_same_scoring(fake_tools, stored, tmp_path, monkeypatch):
     first = compare_with_nnunet(make_comparison(tmp_path))
     record = to_document(first)

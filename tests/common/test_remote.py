@@ -94,6 +94,7 @@ def test_one_of_many_writers_creates_an_object(bucket):
     assert place.read_bytes() == b"new"
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket_the_store_is_byte_for_byte_the_local_one(bucket, collection, stored):
     place, _ = bucket
     upload(collection, place / "lits")
@@ -113,6 +114,7 @@ def test_from_bucket_to_bucket_the_store_is_byte_for_byte_the_local_one(bucket, 
     assert verify(open_store(place / "stores/a"), place / "lits", workers=2, advance=lambda *_: None) == []
 
 
+@pytest.mark.slow
 def test_a_table_of_pairs_may_hold_urls(bucket, collection, tmp_path):
     place, _ = bucket
     upload(collection, place / "lits")
@@ -181,6 +183,7 @@ def test_one_holder_has_a_claim_and_gives_it_back(bucket):
         assert again
 
 
+@pytest.mark.slow
 def test_the_claim_of_a_dead_run_is_taken_over_and_that_of_a_live_one_is_not(bucket, monkeypatch):
     root = bucket[0] / "store"
     monkeypatch.setattr("slicemill.common.locks.BEAT_SECONDS", 0.3)
@@ -221,6 +224,7 @@ def test_a_delayed_run_whose_claim_was_taken_over_publishes_nothing(bucket, coll
     assert not [name for name in tree(root / "scans.zarr") if name.startswith("volume-0")]
 
 
+@pytest.mark.slow
 def test_requests_and_output_contain_no_secret(bucket, collection, tmp_path):
     place, seen = bucket
     done = subprocess.run(
@@ -251,6 +255,7 @@ def test_a_stream_returns_every_byte_for_reads_of_any_size(bucket, rng):
     assert (end, status.st_size) == (data[-7:], len(data))
 
 
+@pytest.mark.slow
 def test_a_case_that_is_replaced_leaves_nothing_of_the_old_one(bucket, collection, tmp_path):
     place, _ = bucket
     root = place / "store"

@@ -104,6 +104,7 @@ def test_a_wait_names_its_holder_and_ctrl_c_ends_it(tmp_path):
     assert "interrupted" in errors
 
 
+@pytest.mark.slow
 def test_a_stopped_holder_does_not_stop_others_for_ever(tmp_path):
     hold = "import time\n" + WAIT.replace('print("held", flush=True)', 'print("held", flush=True); time.sleep(60)')
     holder = start(hold, tmp_path)

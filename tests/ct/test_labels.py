@@ -16,6 +16,7 @@ def test_tumor_is_found_by_its_name_and_organ_is_what_is_left():
     assert (labels.organ, labels.tumor) == ("pancreas", "cancer")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(1, 255), max_size=6))
 def test_parts_of_file_names_are_safe_and_no_two_are_one(values):
     labels = Labels({name: value for value, name in {value: name for name, value in values.items()}.items()})

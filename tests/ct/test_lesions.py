@@ -124,6 +124,7 @@ def test_a_spiral_that_meets_itself_in_many_slabs_is_one_lesion():
     assert lesion.voxels == mask.sum()
 
 
+@pytest.mark.slow
 def test_the_diameter_is_that_of_all_pairs_of_edges(rng):
     for _ in range(25):
         section = ndimage.gaussian_filter(rng.standard_normal((30, 40)), 3) > 0.05

@@ -42,6 +42,7 @@ def test_as_many_slabs_stay_valid_as_there_are_buffers(tmp_path, rng):
         assert np.array_equal(slab.voxels, volume[slab.z : slab.z + 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axcodes", ["PSR", "SLP"])
 def test_a_transposed_volume_takes_disk_and_not_memory(axcodes, tmp_path):
     """2 x 192 MiB of voxels, in a process of its own: its peak grows by a few slabs and batches."""

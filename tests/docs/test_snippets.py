@@ -72,6 +72,7 @@ def test_a_block_that_fails_is_found(tmp_path, environment):
         assert run_block(block, tmp_path, environment).returncode != 0
 
 
+@pytest.mark.slow
 def test_the_script_without_slicemill_gives_the_same_labels(model, collection, tmp_path):
     """Without this checkout on its path; scans of the model's own size, in axis orders of all kinds."""
     import nibabel as nib

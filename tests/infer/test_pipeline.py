@@ -229,6 +229,7 @@ def test_a_mask_that_we_did_not_write_is_not_replaced(model, collection, tmp_pat
     assert (tmp_path / "volume-0.nii").read_bytes() == b"a mask drawn by hand"
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_utf8_is_left_out_and_the_rest_is_segmented(model, collection, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()

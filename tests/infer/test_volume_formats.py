@@ -124,6 +124,7 @@ def test_info_describes_every_format(suffix, scan, tmp_path):
     assert found["bytes"] == sum(file.stat().st_size for file in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_masks_of_every_format_are_measured_and_evaluated_alike(collection, tmp_path):
     for path in sorted(collection.rglob("*.nii*")):
         kind = "masks" if path.name.startswith("seg") else "scans"

@@ -127,6 +127,7 @@ def test_a_watch_folder_takes_no_pictures(model, tmp_path):
     assert "--watch cannot be combined" in " ".join(done.stderr.replace("│", " ").split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_watch_folder_is_processed_as_it_fills_and_ends_cleanly_on_a_signal(number, model, collection, tmp_path):
     folder, out = tmp_path / "inbox", tmp_path / "out"

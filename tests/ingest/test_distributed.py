@@ -147,6 +147,7 @@ def test_two_runs_at_the_same_time_share_the_work_and_do_no_case_twice(scans, se
     assert len(read_table(store, "manifest")) == 16
 
 
+@pytest.mark.slow
 def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, tmp_path, monkeypatch):
     monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(locks, "QUIET_SECONDS", 0.1)
@@ -174,6 +175,7 @@ def test_a_case_that_another_run_has_claimed_is_waited_for(collection, stored, t
     assert re.match(r"waiting for process \d+ on \S+, which holds \S+/volume-2, for \d+ s", messages[0])
 
 
+@pytest.mark.slow
 def test_a_case_whose_claim_is_held_by_a_stopped_process_fails_by_its_name(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(dask_tasks, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(locks, "QUIET_SECONDS", 0.5)
@@ -191,6 +193,7 @@ def test_a_case_whose_claim_is_held_by_a_stopped_process_fails_by_its_name(colle
     assert (again.count("done"), again.count("unchanged")) == (1, 5)
 
 
+@pytest.mark.slow
 def test_a_case_whose_outcome_died_with_its_worker_is_done_again(collection, stored, tmp_path, monkeypatch):
     read, once = dask_tasks.read_future, set()
 

@@ -107,6 +107,7 @@ def test_predictions_and_references_in_dicom_score_as_nifti(kind, prediction, ca
     assert (row["case_id"], row["dice_liver"], row["dice_tumor"]) == ("p1", 1, 1)
 
 
+@pytest.mark.slow
 def test_an_object_is_drawn_on_the_grid_of_the_other_mask_if_there_is_no_scan(case):
     objects = write_objects(case, "seg")
     (objects / "1.2.9.0.dcm").rename(objects / "p1.dcm")

@@ -68,6 +68,7 @@ def test_tables_and_pictures_are_written(two_cases):
     assert json.loads((out / "evaluation.json").read_text())["by_case"][1]["dice_tumor"] is None
 
 
+@pytest.mark.slow
 def test_label_names_with_dollar_signs_are_drawn_as_they_are(two_cases):
     labels = Labels({r"$\broken{$": 1, "$tumor$": 2}, organ=r"$\broken{$", tumor="$tumor$")
     evaluation = evaluate(two_cases / "predicted", two_cases / "truth", None, labels)
@@ -162,6 +163,7 @@ def test_a_scan_of_another_shape_than_its_mask_is_not_drawn_on(two_cases):
     assert len(evaluate(two_cases / "predicted", two_cases / "truth", two_cases / "out", LITS_LABELS).cases) == 2
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_whatever_the_number_of_processes_and_a_bad_case_fails_alone(two_cases):
     for number, name in ((3, "bad"), (4, "good")):
         shutil.copy(two_cases / "truth" / "segmentation-1.nii", two_cases / "truth" / f"segmentation-{number}.nii")

@@ -46,6 +46,7 @@ def three_cases(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_tables_pages_and_segmentations_and_is_not_done_twice(command, three_cases):
     words = (three_cases / "scans", "--image", three_cases / "scans", "--out", three_cases / "out")
     done = command("measure", *words, "--workers", "2")

@@ -162,6 +162,7 @@ def test_ratings_of_excluded_findings_tell_what_the_values_are(tmp_path):
     assert findings.ratings == are_rated(opened.values())
 
 
+@pytest.mark.slow
 def test_froc_writes_the_answers_of_a_stores_patients(tmp_path):
     make_collection(tmp_path / "luna")
     rows = [(UID.format(n), *place(center), size, 5 if n == 1 else 2) for n, (center, size) in CENTERS.items()]

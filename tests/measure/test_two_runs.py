@@ -14,6 +14,7 @@ from slicemill.measure.evaluation.two_runs import compare_runs
 from tests.measure.conftest import SPACING
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_table_and_compares_two_runs(command, two_cases):
     other = two_cases / "other"
     other.mkdir()

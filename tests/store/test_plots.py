@@ -63,6 +63,7 @@ def facts_of(count, rng, *, masks=True, tumors=True):
     return facts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "masks", "tumors", "panels"),
     [(131, True, True, 8), (30, False, False, 4), (5, True, False, 4), (1, True, True, 8), (1, False, False, 4)],
@@ -116,6 +117,7 @@ def test_the_headline_counts_cases_patients_slices_and_tumors(rng):
     assert make_title(facts_of(2, rng, masks=False), "x").endswith("no masks")
 
 
+@pytest.mark.slow
 def test_a_page_is_self_contained_and_escapes_its_values(rng):
     facts = facts_of(3, rng)
     facts.rows[0] = replace(facts.rows[0], case_id='<script>alert("x")</script>')

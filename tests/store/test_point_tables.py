@@ -97,6 +97,7 @@ def test_a_duplicate_repeats_the_first_of_its_class_within_two_millimeters(seed)
     assert 100 < len(kept) < 590
 
 
+@pytest.mark.slow
 def test_many_candidates_take_little_memory():
     rows, points = scatter(20_000, 500)
     rows[:, :3] *= 20

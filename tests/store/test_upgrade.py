@@ -103,6 +103,7 @@ def test_a_disk_without_hard_links_gets_copies(old, few, monkeypatch):
     assert content(old) == content(few)
 
 
+@pytest.mark.slow
 def test_an_upgrade_that_is_killed_anywhere_leaves_every_case_readable_and_is_finished_by_the_next(
     old, few, tmp_path, monkeypatch
 ):

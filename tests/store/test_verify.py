@@ -92,6 +92,7 @@ def test_bytes_between_slices_and_false_statistics_are_found(copy):
     ]
 
 
+@pytest.mark.slow
 def test_the_command_reports_problems_and_exits_1(copy, collection):
     words = [sys.executable, "-m", "slicemill", "store", "verify", str(copy), "--source", str(collection)]
     good = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)

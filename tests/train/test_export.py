@@ -158,6 +158,7 @@ def test_label_values_need_not_follow_each_other(tmp_path, rng):
 
 
 class TestAudit:
+    @pytest.mark.slow
     @pytest.mark.parametrize("flavor", TELLING[2:], ids=str)
     def test_bytes_keep_the_rules_of_tensorrt(self, flavor, file_of):
         assert find_tensorrt_breaches(file_of(flavor)) == []
@@ -171,6 +172,7 @@ class TestAudit:
 
 
 class TestFiles:
+    @pytest.mark.slow
     def test_every_flavor_is_compared_and_runs_with_the_same_labels(
         self, trained, collection, exported_before, tmp_path
     ):
@@ -298,6 +300,7 @@ def swapped(graph):
     return other
 
 
+@pytest.mark.slow
 def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_file(tmp_path, rng):
     """Two classes that differ by less than a rounding: the label of nearly every pixel is chance."""
     torch.manual_seed(0)
@@ -319,6 +322,7 @@ def test_pixels_in_which_two_classes_tie_are_counted_and_not_held_against_the_fi
         measure_parity(graph, tmp_path / "m.onnx", slices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flavor", [flavor for flavor in TELLING if flavor.for_gpu], ids=lambda flavor: flavor.suffix)
 def test_for_gpus_the_bias_of_transposed_convolutions_is_an_addition_and_changes_no_output(flavor, file_of, best, rng):
     """onnxruntime on CUDA fuses biases into convolutions, and fails where it fuses one into a ConvTranspose."""
@@ -358,6 +362,7 @@ def test_a_run_without_a_network_is_one_clear_error(trained, tmp_path):
         export(copy, tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_one_context_slice_has_no_neighbours_input(tmp_path, rng):
     config = replace(TINY, context=1)
     graph = ExportGraph(build_network(LITS_LABELS, config).eval(), config, LITS_LABELS).eval()

@@ -65,6 +65,7 @@ class TestInterruptions:
         assert state.epoch >= 1
         assert state.tally is not None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("module", "name"), [(validate, "normalize"), (mining, "read_reference")])
     def test_a_stop_within_validation_or_mining_keeps_every_step(self, module, name, stored, tmp_path, monkeypatch):
         config = replace(TINY, epochs=2, steps=3, mining=1, hard_share=0.3, tumor_share=0.3, organ_share=0.2)

@@ -323,6 +323,7 @@ class TestReport:
         tumor = sum(row["has_tumor"] for row in manifest)
         assert f"train training {patients} {len(manifest)} {slices:,} {tumor}" in text
 
+    @pytest.mark.slow
     def test_names_from_files_cannot_become_markup(self, collection, tmp_path):
         pairs = tmp_path / "pairs.csv"
         images = sorted(collection.glob("volume-*.nii*"))

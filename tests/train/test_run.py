@@ -148,6 +148,7 @@ class TestRun:
         with pytest.raises(ConfigError, match="device cuda: cannot be used here"):
             train(stored, tmp_path / "run", replace(TINY, device="cuda"), log=no_log)
 
+    @pytest.mark.slow
     def test_time_is_a_limit(self, stored, tmp_path):
         start = time.time()
         state = train(stored, tmp_path / "run", replace(TINY, epochs=10_000, max_minutes=0.05), log=no_log)

@@ -73,6 +73,7 @@ def test_pixels_are_those_of_numpy(browser, served, scale, size):
 ORDERS = ["LPS", "RAS", "LAS", "RPI", "SLP", "PIR", "ASL", "IRA"]
 
 
+@pytest.mark.slow
 def test_left_and_right_are_right_in_eight_orders(browser, tmp_path):
     found = []
     for codes in ORDERS:
@@ -217,6 +218,7 @@ def test_a_length_can_be_measured_with_keys(shown):
     assert float(shown.text("#lengths li").split()[0]) == round(np.hypot(2 * SPACING[2], SPACING[1]), 1)
 
 
+@pytest.mark.slow
 def test_the_window_follows_presets_fields_and_the_right_button(shown):
     shown.press("2")
     assert (shown.page.input_value("#low"), shown.page.input_value("#high")) == ("-20", "180")
@@ -263,6 +265,7 @@ def test_the_slider_and_the_bar_of_slices_move(shown):
     assert shown.caption() == "axial 5 of 9"
 
 
+@pytest.mark.slow
 def test_cases_are_flipped_through_and_marked(browser, entries, tmp_path):
     several = [replace(entries[0], name=name, dice=dice, dice_of="tumor") for name, dice in (("a", 0.1), ("b", 0.5))]
     with serving(several, Marks(tmp_path / "marks.csv")) as served, showing(browser, served) as shown:
@@ -341,6 +344,7 @@ def test_axe_finds_no_fault(browser, served, scheme, size):
             assert faults == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scale"), [(320, 1), (640, 2), (1200, 1)])
 def test_nothing_is_cut_off(browser, served, width, scale):
     """640 CSS pixels at 200 % are the width of a 1280-pixel screen."""
@@ -364,6 +368,7 @@ def test_the_keys_are_listed_and_every_listed_key_is_connected(shown):
     assert shown.page.is_hidden("#help-dialog")
 
 
+@pytest.mark.slow
 def test_a_finger_scrolls_and_two_zoom(browser, served):
     with showing(browser, served, has_touch=True) as shown:
         before = shown.caption()

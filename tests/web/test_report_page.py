@@ -81,6 +81,7 @@ def expected(opened, **style):
     return render(hu, make_mask()[z], canvas=opened.pixels().shape[:2], pixel_mm=SPACING[1:], **settings)
 
 
+@pytest.mark.slow
 def test_pixels_are_those_of_numpy(opened):
     assert opened.caption == "Slice 4 of 9"  # of the largest lesion
     np.testing.assert_array_equal(opened.pixels(), expected(opened))
@@ -138,6 +139,7 @@ def test_windows_stay_inside_of_the_gray_values(opened):
     np.testing.assert_array_equal(opened.pixels(), before)
 
 
+@pytest.mark.slow
 def test_the_pointer_says_no_more_than_the_gray_values_hold(browser, tmp_path):
     """Clamped voxels have a bound, all others a rounded value."""
     image = np.zeros(SHAPE, dtype=np.int16)
@@ -189,6 +191,7 @@ def test_a_browser_that_cannot_unpack_shows_the_pictures(browser, report):
     context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 1000])
 def test_it_fits_and_axe_finds_no_fault(browser, report, width):
     context = browser.new_context(viewport={"width": width, "height": 900}, bypass_csp=True)
@@ -247,6 +250,7 @@ def test_a_long_scan_stays_below_its_size(tmp_path):
     assert 0.2 * (1 << 20) < len(data) <= 0.5 * (1 << 20)
 
 
+@pytest.mark.slow
 def test_the_page_of_errors_shows_prediction_and_reference(browser, tmp_path):
     reference = make_mask()
     predicted = np.where(reference == 2, 1, reference)

@@ -97,6 +97,7 @@ def test_one_file_of_each_format(page, tmp_path, suffix):
     assert np.array_equal(mask.T[..., ::1] if "nii" in suffix else mask.T, make_hu() == HU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mhd", "nhdr", "hdr"])
 def test_a_header_and_its_data_are_put_together_again(page, tmp_path, suffix):
     if suffix == "hdr":
@@ -138,6 +139,7 @@ def zipped(path, files, name=lambda file: file.name):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dicom", "nifti", "metaimage"])
 def test_an_archive_is_what_is_in_it(page, tmp_path, kind):
     if kind == "dicom":
@@ -152,6 +154,7 @@ def test_an_archive_is_what_is_in_it(page, tmp_path, kind):
     assert ("measures.seg.dcm" in {file["name"] for file in state["files"]}) == (kind == "dicom")
 
 
+@pytest.mark.slow
 def test_of_several_series_the_user_picks_one(page, tmp_path):
     long = write_dicom(tmp_path / "a", shape=(7, 16, 16))
     short = write_dicom(tmp_path / "b", IN_PLANE[5], (4, 16, 16))
@@ -232,6 +235,7 @@ def test_a_picture_is_answered_in_percent_and_called_less_reliable(page, tmp_pat
     assert any("pixel size is unknown" in warning for warning in warnings)
 
 
+@pytest.mark.slow
 def test_a_pixel_size_and_a_frame_change_the_answer(page, tmp_path):
     path = draw_picture(tmp_path / "a.png")
     state = page.finish(path, picture={**PICTURE, "pixel_mm": 2.0})
@@ -258,6 +262,7 @@ def test_a_window_or_frame_that_does_not_fit_is_refused(page, tmp_path, change, 
     assert why in page.fail(draw_picture(tmp_path / "a.png"), picture={**PICTURE, **change})
 
 
+@pytest.mark.slow
 def test_what_is_no_gray_picture_of_a_slice_is_refused(page, tmp_path):
     color = np.zeros((48, 64, 3), dtype=np.uint8)
     color[:, :4, 0] = 200
@@ -279,6 +284,7 @@ def test_a_model_without_tumor_or_probabilities_says_so(page, tmp_path):
     assert [mask["threshold"] for mask in masks] == [None]
 
 
+@pytest.mark.slow
 def test_a_scan_unlike_those_of_the_training_is_less_reliable_in_words(page, tmp_path):
     doubt = "Less reliable: outside of what the model was trained on: "
 
@@ -316,6 +322,7 @@ def test_the_mean_hu_of_the_table_is_that_of_measure(page, tmp_path, rng):
     assert np.allclose(table["mean_hu"], [float(row["hu_mean"]) for row in rows], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [1, 128, 255])
 def test_the_lesions_of_a_threshold_are_those_of_its_voxels(page, tmp_path, threshold):
     """The table of a threshold comes from the same code as that of the mask, over the voxels of the map."""

@@ -69,6 +69,7 @@ def wait_for(condition, seconds=15):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_all_that_has_or_changes_data_needs_host_origin_and_cookie(served, page):
     job = page.create()
     paths = ["/api/server", *(f"/api/jobs/{job}/{what}" for what in ("events", "results/all.zip", "files/0"))]
@@ -142,6 +143,7 @@ def test_many_small_files_have_one_limit_together_and_a_number(page):
     assert f"{SMALL.files} files" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_a_client_that_stops_sending_is_given_up(served, page, monkeypatch):
     monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
     job = page.create()
@@ -169,6 +171,7 @@ def sending(served, job, content, total):
         yield gone
 
 
+@pytest.mark.slow
 def test_a_tab_that_is_closed_in_mid_upload_leaves_nothing(served, page, monkeypatch):
     monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
     monkeypatch.setattr(jobs, "SWEEP_SECONDS", 0.1)
@@ -186,6 +189,7 @@ def test_a_scan_that_was_removed_takes_no_more_and_says_so(served, page):
         assert b" 410 " in connection.recv(4096).splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_file_follows_after_a_lost_connection_and_nothing_else(served, page, tmp_path):
     content = write_nifti(tmp_path / "a.nii").read_bytes()
     half = len(content) // 2
@@ -217,6 +221,7 @@ def test_the_rest_of_a_file_follows_after_a_lost_connection_and_nothing_else(ser
     assert state["answer"]["headline"].startswith("Tumor found: 2")
 
 
+@pytest.mark.slow
 def test_a_file_in_parts_has_the_same_limit(served, page):
     job = page.create()
     with sending(served, job, bytes(300_000), SMALL.file_bytes):
@@ -229,6 +234,7 @@ def test_a_file_in_parts_has_the_same_limit(served, page):
     assert not page.client.get("/api/server").json()["jobs"]
 
 
+@pytest.mark.slow
 def test_a_tab_that_is_closed_between_two_files_leaves_nothing(served, page, monkeypatch):
     monkeypatch.setattr(served.jobs, "limits", IMPATIENT)
     monkeypatch.setattr(jobs, "SWEEP_SECONDS", 0.1)
@@ -238,6 +244,7 @@ def test_a_tab_that_is_closed_between_two_files_leaves_nothing(served, page, mon
     assert page.post(f"/api/jobs/{job}/start").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_scan_that_nobody_looks_at_is_removed(served, page, tmp_path, monkeypatch):
     monkeypatch.setattr(served.jobs, "limits", replace(SMALL, idle_minutes=0))
     page.drop(write_nifti(tmp_path / "a.nii"))
@@ -263,6 +270,7 @@ def test_two_people_at_once_get_their_own_answers(served, page, tmp_path):
     assert [found[path]["name"] for path in paths] == ["a.nii", "b.nii"]
 
 
+@pytest.mark.slow
 def test_the_fifth_scan_is_refused_with_a_sentence(page):
     made = [page.create() for _ in range(SMALL.jobs)]
     answer = page.client.post("/api/jobs", headers=page.origin)
@@ -302,6 +310,7 @@ def test_an_archive_with_a_name_that_leads_out_is_refused(page, tmp_path):
         page.end(job)
 
 
+@pytest.mark.slow
 def test_an_archive_with_a_link_or_a_false_size_is_refused(page, tmp_path):
     info = zipfile.ZipInfo("link.nii")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -318,6 +327,7 @@ def test_an_archive_with_a_link_or_a_false_size_is_refused(page, tmp_path):
     assert "no readable zip archive" in page.fail(tmp_path / "no.zip")
 
 
+@pytest.mark.slow
 def test_hostile_dicom_is_refused(page, tmp_path):
     files = write_dicom(tmp_path / "x")
     for number, file in enumerate(files):
@@ -331,6 +341,7 @@ def test_hostile_dicom_is_refused(page, tmp_path):
     assert "no CT scan" in page.fail(tmp_path / "bytes.dcm")
 
 
+@pytest.mark.slow
 def test_a_header_of_a_huge_scan_is_refused(page, tmp_path):
     data = bytearray(write_nifti(tmp_path / "a.nii").read_bytes())
     data[42:48] = np.array([20000, 20000, 20000], "<i2").tobytes()  # dim[1..3]
@@ -340,6 +351,7 @@ def test_a_header_of_a_huge_scan_is_refused(page, tmp_path):
     assert "has 51 slices" in page.fail(tmp_path / "long.nii")
 
 
+@pytest.mark.slow
 def test_a_small_file_of_a_large_scan_is_refused_before_anything_is_written(served, page, tmp_path):
     """What the sides allow together can fill a disk, and a file of zeros is small."""
     path = write_nifti(tmp_path / "zeros.nii.gz", np.zeros((49, 250, 250), dtype=np.int16))
@@ -369,6 +381,7 @@ def test_a_killed_reader_fails_its_scan_only(served, page, tmp_path, monkeypatch
     wait_for(lambda: not served.files())  # before anybody removes it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["idle", "at work"])
 def test_a_killed_model_is_started_again(served, page, tmp_path, moment):
     if moment == "idle":
@@ -430,6 +443,7 @@ def test_an_unexpected_error_ends_the_work_with_a_sentence(served, page, tmp_pat
         assert (state["status"] == "done") == (step == "_write")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there_is_refused_after_the_models_are_loaded(served, page, tmp_path, monkeypatch):
     job = page.create()
     page.put(job, "a.nii", write_nifti(tmp_path / "a.nii").read_bytes())
@@ -460,6 +474,7 @@ def test_a_job_whose_work_failed_in_any_way_can_be_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_results_that_cannot_be_kept_leave_nothing_half_and_the_page_says_why(served, page, tmp_path, monkeypatch):
     results, keep = tmp_path / "results", tmp_path / "keep"
     results.mkdir()
@@ -479,6 +494,7 @@ def test_results_that_cannot_be_kept_leave_nothing_half_and_the_page_says_why(se
     assert {"segmentation.nii.gz", "all.zip"} <= {file["name"] for file in state["files"]}
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_cancelled_while_it_is_segmented_leaves_nothing(served, page, tmp_path):
     os.kill(served.jobs.models.pid, signal.SIGSTOP)
     job = page.drop(write_nifti(tmp_path / "a.nii"))
@@ -501,6 +517,7 @@ def test_a_disk_that_is_full_during_the_upload_is_reported(served, page, monkeyp
     assert not page.client.get("/api/server").json()["jobs"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_a_scan_is_read_is_reported(model, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
@@ -520,6 +537,7 @@ def test_a_disk_that_is_full_while_a_scan_is_read_is_reported(model, tmp_path):
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.slow
 def test_the_stream_of_events_resumes_and_shows_that_it_is_alive(served, page, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "COMMENT_SECONDS", 0.2)
     job = page.finish(write_nifti(tmp_path / "a.nii"))["id"]
@@ -571,6 +589,7 @@ def test_no_name_of_a_file_or_patient_is_printed(model, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_killed_server_is_swept_by_the_next_and_its_children_end(model, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     words = [sys.executable, "-m", "slicemill", "serve", model, "--no-browser", "--provider", "cpu"]
@@ -620,6 +639,7 @@ def test_only_own_folders_of_dead_servers_are_swept(tmp_path):
     assert (tmp_path / f"{PREFIX}new").is_dir()
 
 
+@pytest.mark.slow
 def test_the_child_has_limits(served, page):
     job = page.create()
     pid = served.jobs.find(job).child.pid
@@ -630,6 +650,7 @@ def test_the_child_has_limits(served, page):
         assert "unlimited" not in line
 
 
+@pytest.mark.slow
 def test_a_picture_bomb_is_refused(page, tmp_path):
     draw_picture(tmp_path / "a.png")
     data = bytearray((tmp_path / "a.png").read_bytes())

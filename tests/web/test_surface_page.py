@@ -107,6 +107,7 @@ def test_the_mask_must_have_been_read(sided, monkeypatch, files):
         assert client.get("/api/cases/0/parts/0/1").status_code == 503
 
 
+@pytest.mark.slow
 def test_left_and_right_are_right_in_eight_orders(browser, tmp_path):
     found = []
     for codes in ORDERS:
@@ -124,6 +125,7 @@ def test_left_and_right_are_right_in_eight_orders(browser, tmp_path):
             shown.wait_until_read()
 
 
+@pytest.mark.slow
 def test_keys_and_a_hand_turn_it(shown):
     front = shown.pixels("surface")
     shown.page.focus(".surface")
@@ -188,6 +190,7 @@ def test_a_scan_without_masks_has_no_3d_picture(browser, files):
         assert shown.page.is_visible("[data-plane=axial]")
 
 
+@pytest.mark.slow
 def test_it_needs_no_webgl(browser, sided):
     with showing(browser, sided) as shown:
         used = shown.page.evaluate(
@@ -201,6 +204,7 @@ def test_it_needs_no_webgl(browser, sided):
         assert (redness(shown) > 40).sum() > 100
 
 
+@pytest.mark.slow
 def test_the_next_case_shows_its_own_surfaces(browser, sided, tmp_path):
     scan = write_scan(tmp_path / "ct.nii", make_image())
     other = make_sided_mask()[:, :, ::-1].copy()
@@ -215,6 +219,7 @@ def test_the_next_case_shows_its_own_surfaces(browser, sided, tmp_path):
         assert side_of_tumor(shown)[0] < -20
 
 
+@pytest.mark.slow
 def test_an_empty_mask_without_names_has_nothing_to_show(browser, tmp_path):
     scan = write_scan(tmp_path / "ct.nii", make_image())
     mask = write_scan(tmp_path / "mask.nii", np.zeros(SHAPE, dtype=np.uint8))

@@ -118,6 +118,7 @@ def test_parts_are_those_of_scipy_and_volumes_those_of_numpy(files):
     assert progress.masks[0].values == ((1, int((voxels == 1).sum())), (2, int((voxels == 2).sum())))
 
 
+@pytest.mark.slow
 def test_mean_hu_is_right_whenever_it_is_asked_for_and_runs_are_not_kept(files):
     scan, mask = files
     case = opened(ViewRequest(path=scan, masks=(mask,), labels=LITS_LABELS))

@@ -88,6 +88,7 @@ def test_a_folder_keeps_to_its_settings(tmp_path, other):
         next(write_chests(tmp_path, other, 1))
 
 
+@pytest.mark.slow
 def test_each_chest_has_the_number_of_nodules_asked_for():
     plans = [make_plan(ChestSpec(seed=(100, number), size=128, nodules=5)) for number in range(3)]
     assert [len(plan.nodules) for plan in plans] == [5, 5, 5]

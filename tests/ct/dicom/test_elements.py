@@ -148,6 +148,7 @@ def test_damaged_files_end_in_voxels_or_in_one_error(syntax, flips, length):
             assert read(path)[0].shape[0] == 1
 
 
+@pytest.mark.slow
 def test_hostile_streams_are_bounded_in_time(tmp_path):
     opening = element(0x00081140, b"SQ", b"", 0xFFFFFFFF) + item(b"", 0xFFFFFFFF)
     many = element(0x00091010, b"LO", b"") * 400_000

@@ -50,6 +50,7 @@ def test_outlines_fill_back_to_the_very_same_pixels(directions: tuple, holes: st
         assert np.array_equal(fill(structures, value, series), series.to_frames(label == value))
 
 
+@pytest.mark.slow
 def test_noise_fills_back_to_the_very_same_pixels(tmp_path: Path) -> None:
     series = make_series(IN_PLANE[7], (3, 40, 50))
     label = np.random.default_rng(0).choice([0, 1, 2], size=series.grid.stored_shape).astype(np.uint8)
