@@ -10,11 +10,13 @@ cysts are smooth with sharp edges, vessels are tubes.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.common.files import atomic_write, write_json
+from slicemill.common.errors import InputError
+from slicemill.common.files import atomic_write, read_json, write_json
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom_canvas import Canvas, Floats, Mask, PhantomSpec, Point
 from slicemill.ct.phantom_trunk import draw_trunk
@@ -233,11 +235,17 @@ def collection_specs(
 def write_collection(
     folder: Path, *, cases: int, size: int, seed: int, trunk: bool = False, small_tumors: bool = False
 ) -> Iterator[tuple[Path, Path]]:
-    """Write a collection with LiTS names; yield the paths of each image and mask once they exist."""
-    write_json(
-        folder / "dataset.json",
-        {"name": "slicemill phantoms", "labels": {str(v): k for k, v in LITS_LABELS.values.items()}},
-    )
+    """Write a collection with LiTS names; yield the paths of each image and mask once they exist.
+
+    Scans that are there are not drawn again.
+
+    Raises
+    ------
+    InputError
+        The folder has other scans, or phantoms that were drawn with other options.
+    """
+    options = {"size": size, "seed": seed, "trunk": trunk, "small_tumors": small_tumors}
+    _begin_collection(folder, options)
     for number, spec, axcodes in collection_specs(cases, size, seed, trunk=trunk, small_tumors=small_tumors):
         suffix = ".nii.gz" if number % 3 == 1 else ".nii"
         image, mask = folder / f"volume-{number}{suffix}", folder / f"segmentation-{number}{suffix}"
@@ -246,6 +254,26 @@ def write_collection(
             write_nifti(mask, phantom.label, phantom.spacing_mm, axcodes)
             write_nifti(image, phantom.image, phantom.spacing_mm, axcodes)
         yield image, mask
+
+
+def _begin_collection(folder: Path, options: dict[str, Any]) -> None:
+    """Write the description of a collection of phantoms, unless the folder has other scans."""
+    document, name = folder / "dataset.json", "slicemill phantoms"
+    if document.exists():
+        there = read_json(document)
+    else:
+        there = {} if any(folder.glob("volume-*")) or any(folder.glob("segmentation-*")) else {"name": name}
+    if there.get("name") != name:
+        raise InputError(
+            f"{folder}: has scans that are no phantoms, which could be overwritten. Choose another folder."
+        )
+    before = there.get("phantom", options)
+    if before != options:
+        pairs = [(key, before.get(key), value) for key, value in options.items()]
+        differing = ", ".join(f"{key} {old}, not {new}" for key, old, new in pairs if old != new)
+        raise InputError(f"{folder}: its phantoms were drawn with other options ({differing}). Choose another folder.")
+    labels = {str(value): label for label, value in LITS_LABELS.values.items()}
+    write_json(document, {"name": name, "labels": labels, "phantom": options})
 
 
 def write_nifti(path: Path, volume: npt.NDArray[np.generic], spacing_mm: Point, axcodes: str = "LPS") -> None:

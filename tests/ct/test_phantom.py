@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from slicemill.common.errors import InputError
 from slicemill.ct.phantom import AXCODES, collection_specs, make_phantom, write_collection
 from slicemill.ct.phantom_canvas import PhantomSpec
 
@@ -66,6 +67,21 @@ def test_an_existing_collection_is_not_drawn_again(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {
         "dataset.json", "volume-0.nii", "segmentation-0.nii", "volume-1.nii.gz", "segmentation-1.nii.gz",
     }  # fmt: skip
+
+
+def test_a_folder_of_other_options_is_refused(tmp_path):
+    list(write_collection(tmp_path, cases=1, size=32, seed=0))
+    assert len(list(write_collection(tmp_path, cases=2, size=32, seed=0))) == 2, "more cases may follow"
+    with pytest.raises(InputError, match=r"drawn with other options \(seed 0, not 1, small_tumors False, not True\)"):
+        next(write_collection(tmp_path, cases=2, size=32, seed=1, small_tumors=True))
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "volume-3.nii", "segmentation-0.nii.gz"])
+def test_scans_of_others_are_never_overwritten(tmp_path, name):
+    (tmp_path / name).write_text('{"name": "Task03_Liver"}')
+    with pytest.raises(InputError, match="has scans that are no phantoms, which could be overwritten"):
+        next(write_collection(tmp_path, cases=1, size=32, seed=0))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_half_of_the_tumors_are_small_if_requested():
