@@ -82,7 +82,7 @@ class VariantScores(Struct, frozen=True, kw_only=True):
     """Mean Dice of the main region by part and seed."""
     gain: Mapping[Part, Mapping[str, DiceGain]] | None
     """Gain over the reference by part and region; None for the reference."""
-    lesions: Mapping[Part, Mapping[str, LesionRecall]] = {}
+    lesions: Mapping[Part, Mapping[str, LesionRecall]] | None = None
     """Part -> band of volume -> lesions found; missing in early records."""
 
     def scores(self, part: Part) -> Mapping[str, RegionScores]:
@@ -108,8 +108,8 @@ class QualityRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="quality"):
     steps: int
     settings: Mapping[str, Any]
     """Settings that all variants share."""
-    minutes: float = 0.0
-    """Time limit of each training; 0 if the steps limit it."""
+    minutes: float | None = None
+    """Time limit of each training; None if the steps limit it."""
     tuned: bool = False
     """Whether post-processing was tuned on the validation parts; missing in early records."""
     convention: str
@@ -175,14 +175,16 @@ def quality_table(record: QualityRecord) -> str:
 
 def _lesion_lines(record: QualityRecord) -> list[str]:
     """Return the table of lesions found by volume in the test parts, without bands that no case has."""
-    bands = [name for name, one in record.variants[record.reference].lesions.get("test", {}).items() if one.references]
+    lesions = {name: (variant.lesions or {}).get("test", {}) for name, variant in record.variants.items()}
+    bands = [name for name, one in lesions[record.reference].items() if one.references]
     if not bands:
         return []
     header = ["lesions found, test", *(f"{name.replace('_', ' ')}, over {record.reference} [95 %]" for name in bands)]
     rows = []
-    for name, variant in record.variants.items():
-        cells = [variant.lesions["test"][band] for band in bands]
-        rows.append([name, *(f"{one.found} of {one.references}{_format_change(one.gain)}" for one in cells)])
+    for name, found in lesions.items():
+        cells = [found.get(band) for band in bands]
+        texts = ["-" if one is None else f"{one.found} of {one.references}{_format_change(one.gain)}" for one in cells]
+        rows.append([name, *texts])
     return [*table_lines(header, rows), ""]
 
 
@@ -208,7 +210,7 @@ def _format_gain(gain: DiceGain) -> str:
     """Format a gain with its interval and p."""
     if gain.mean is None or gain.low is None:
         return format_score(gain.mean)
-    p = "" if gain.p is None else f", p {gain.p:.2g}"
+    p = "" if gain.p is None else f", p {gain.p:.2g}" if gain.p else ", p < 0.0001"
     return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{p}"
 
 

@@ -68,7 +68,7 @@ def summarize(design: ExperimentDesign, results: Sequence[RunResult]) -> Quality
             seeds=sorted({result.seed for result in common[reference]}),
         ),
         steps=0 if design.minutes else design.total_steps,
-        minutes=design.minutes,
+        minutes=design.minutes or None,
         settings=dict(design.settings),
         tuned=design.tune,
         convention=CONVENTION,
