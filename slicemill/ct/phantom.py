@@ -242,7 +242,7 @@ def write_collection(
     Raises
     ------
     InputError
-        The folder has other scans, or phantoms that were drawn with other options.
+        The folder has other files, or phantoms that were drawn with other options.
     """
     options = {"size": size, "seed": seed, "trunk": trunk, "small_tumors": small_tumors}
     _begin_collection(folder, options)
@@ -257,21 +257,18 @@ def write_collection(
 
 
 def _begin_collection(folder: Path, options: dict[str, Any]) -> None:
-    """Write the description of a collection of phantoms, unless the folder has other scans."""
+    """Write the description of a collection of phantoms, unless the folder has anything else."""
     document, name = folder / "dataset.json", "slicemill phantoms"
-    if document.exists():
-        there = read_json(document)
-    else:
-        there = {} if any(folder.glob("volume-*")) or any(folder.glob("segmentation-*")) else {"name": name}
-    if there.get("name") != name:
-        raise InputError(
-            f"{folder}: has scans that are no phantoms, which could be overwritten. Choose another folder."
-        )
+    there = read_json(document) if document.exists() else {}
+    if there.get("name") != name and any(not path.name.startswith(".") for path in folder.glob("*")):
+        raise InputError("has files that are no phantoms of ours. Choose another folder.", where=folder)
     before = there.get("phantom", options)
     if before != options:
         pairs = [(key, before.get(key), value) for key, value in options.items()]
         differing = ", ".join(f"{key} {old}, not {new}" for key, old, new in pairs if old != new)
-        raise InputError(f"{folder}: its phantoms were drawn with other options ({differing}). Choose another folder.")
+        raise InputError(
+            f"its phantoms were drawn with other options ({differing}). Choose another folder.", where=folder
+        )
     labels = {str(value): label for label, value in LITS_LABELS.values.items()}
     write_json(document, {"name": name, "labels": labels, "phantom": options})
 

@@ -76,10 +76,10 @@ def test_a_folder_of_other_options_is_refused(tmp_path):
         next(write_collection(tmp_path, cases=2, size=32, seed=1, small_tumors=True))
 
 
-@pytest.mark.parametrize("name", ["dataset.json", "volume-3.nii", "segmentation-0.nii.gz"])
-def test_scans_of_others_are_never_overwritten(tmp_path, name):
+@pytest.mark.parametrize("name", ["dataset.json", "volume-3.nii", "notes.txt"])
+def test_a_folder_with_other_files_is_refused(tmp_path, name):
     (tmp_path / name).write_text('{"name": "Task03_Liver"}')
-    with pytest.raises(InputError, match="has scans that are no phantoms, which could be overwritten"):
+    with pytest.raises(InputError, match="has files that are no phantoms of ours"):
         next(write_collection(tmp_path, cases=1, size=32, seed=0))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
