@@ -13,6 +13,9 @@ Measured once each on synthetic chests:
 - The segmentation, width 8, for 10 minutes of one core each, side by side, on the same 60 chests: nodules of 4
   validation chests have a Dice of 0.62 by Muon and 0.46 by AdamW, and 40 chests (seed 9001, 59 nodules) a CPM of 0.32
   and 0.22 (difference 0.04 to 0.16). Muon took 41 slices of 64 pixels a second, AdamW 50.
+- Liver and tumor, width 8, 600 steps of batch 8 (``bench/studies/pixels.toml`` with and without it, seed 0), Dice on 16
+  unseen phantoms: with a stem of 2, liver 0.992 by Muon and 0.980 by AdamW, tumor 0.449 and 0.405 (difference 0.02 to
+  0.07); with pixels of 1.5 mm, liver 0.992 and 0.975, tumor 0.487 and none found. Longer trainings were not compared.
 """
 
 from collections.abc import Callable, Iterable
