@@ -44,7 +44,7 @@ class RegionScores(Struct, frozen=True, kw_only=True):
 
 
 class DiceGain(Struct, frozen=True, kw_only=True):
-    """Paired difference of Dice over patients."""
+    """Paired difference of Dice, or of the share of lesions found, over patients."""
 
     patients: int
     mean: float | None
@@ -190,7 +190,7 @@ def _lesion_lines(record: QualityRecord) -> list[str]:
 
 def _format_change(gain: DiceGain | None) -> str:
     """Format the change of a share with its interval; nothing for the reference."""
-    return "" if gain is None else f", {_format_gain(gain).partition(', p ')[0]}"
+    return "" if gain is None else f", {_format_interval(gain)}"
 
 
 def _variant_row(name: str, variant: VariantScores, part: Part, region: str) -> list[str]:
@@ -207,11 +207,17 @@ def _score_cells(scores: RegionScores) -> list[str]:
 
 
 def _format_gain(gain: DiceGain) -> str:
-    """Format a gain with its interval and p."""
+    """Format a gain with its interval and p, which records round to four digits."""
+    if gain.low is None or gain.p is None:
+        return _format_interval(gain)
+    return f"{_format_interval(gain)}, {f'p {gain.p:.2g}' if gain.p else 'p < 0.0001'}"
+
+
+def _format_interval(gain: DiceGain) -> str:
+    """Format a gain with its interval."""
     if gain.mean is None or gain.low is None:
         return format_score(gain.mean)
-    p = "" if gain.p is None else f", p {gain.p:.2g}" if gain.p else ", p < 0.0001"
-    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]{p}"
+    return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 
 
 def _quality_note(record: QualityRecord) -> str:

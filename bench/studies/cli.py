@@ -42,9 +42,9 @@ def quality(
     """Train variants of the settings on folds by patient, and compare their Dice patient by patient.
 
     A TOML file names the variants: settings that all share, and what each variant changes. The first variant is the
-    reference. Every training takes the same number of steps. Each run goes through train, export, infer and evaluate.
-    The best variant is chosen by the validation parts; the test parts are shown too. The same command resumes a
-    killed run. Later calls with other variants or seeds add to the same record.
+    reference. Every training takes the same number of steps, or of `minutes` if the table has them. Each run goes
+    through train, export, infer and evaluate. The best variant is chosen by the validation parts; the test parts are
+    shown too. The same command resumes a killed run. Later calls with other variants or seeds add to the same record.
 
     slicemill bench quality --data sarcoma/ --dry-run
     slicemill bench quality --data sarcoma/ --jobs 2
@@ -63,6 +63,8 @@ def quality(
     from slicemill.common.errors import ConfigError, UsageError
 
     design = read_design(table or _shipped_table(phantoms))
+    if design.minutes and epochs is not None:
+        raise UsageError("--epochs: the table limits the trainings by minutes. Remove the option, or `minutes`.")
     changes: dict[str, Any] = {"labels": labels, "folds": folds, "epochs": epochs, "steps": steps}
     changes["seeds"] = None if seeds is None else parse_integers("--seeds", seeds)
     try:

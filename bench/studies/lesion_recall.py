@@ -1,10 +1,10 @@
 """Lesions found by volume, and the paired difference of their share between two variants."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-from slicemill.bench.records.quality import DiceGain, LesionRecall, Part
+from slicemill.bench.records.quality import LesionRecall, Part
 from slicemill.bench.studies.results import Result, ScoredCase
+from slicemill.bench.studies.rounding import round_gain
 from slicemill.measure.evaluation.detection import BAND_NAMES
 from slicemill.measure.evaluation.statistics import paired_difference
 
@@ -30,12 +30,7 @@ def _recall(own: Sequence[ScoredCase], other: Sequence[ScoredCase] | None, band:
         before = count_by_patient(other, band)
         patients = sorted(counts.keys() & before.keys())
         difference = paired_difference([_share(counts[p]) for p in patients], [_share(before[p]) for p in patients])
-        values = {name: getattr(difference, name) for name in ("mean", "low", "high", "p")}
-        gain = DiceGain(
-            patients=difference.patients,
-            better=difference.better,
-            **{name: None if math.isnan(value) else round(value, 4) for name, value in values.items()},
-        )
+        gain = round_gain(difference)
     return LesionRecall(
         found=sum(found for found, _ in counts.values()),
         references=sum(references for _, references in counts.values()),

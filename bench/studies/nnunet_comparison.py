@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 from slicemill.bench.peers.environment import NNUNET_FOLDER, prepare_environment
 from slicemill.bench.records.quality import NnunetRecord
 from slicemill.bench.schema.base import origin
-from slicemill.bench.studies.design import MANY_EPOCHS
 from slicemill.bench.studies.experiment import Experiment, prepare
 from slicemill.bench.studies.fold_run import RunRequest, read_scores, run_fold
 from slicemill.bench.studies.results import (
@@ -77,7 +76,7 @@ class NnunetComparison:
     def make_request(self, fold: int, store: Store) -> RunRequest:
         """Return the request of slicemill's run on a fold."""
         design, run = self.experiment.design, self.run(self.variant, fold)
-        config = design.config(self.variant, run.seed).replace(epochs=MANY_EPOCHS, max_minutes=self.minutes)
+        config = replace(design, minutes=self.minutes).config(self.variant, run.seed)
         inputs = self.experiment.request(replace(run, variant=self.variant), store).inputs
         return RunRequest(run=run, config=config, inputs=replace(inputs, settings=plain_json(asdict(config))))
 

@@ -28,6 +28,7 @@ from slicemill.bench.schema.base import origin
 from slicemill.bench.studies.design import ExperimentDesign
 from slicemill.bench.studies.lesion_recall import recall_by_volume
 from slicemill.bench.studies.results import Result, RunResult, ScoredCase
+from slicemill.bench.studies.rounding import round_gain, round_score
 from slicemill.common.errors import ConfigError
 from slicemill.ct.labels import TUMOR_WORDS
 from slicemill.ct.overlap import mean_without_nan
@@ -189,15 +190,15 @@ def score_region(cases: Sequence[ScoredCase], region: str) -> RegionScores:
     overlap = math.fsum(volume.overlap_ml for volume in volumes)
     return RegionScores(
         patients=len(known),
-        mean=_round(mean_without_nan(known)),
-        median=_round(median(known)) if known else None,
-        sd=_round(stdev(known)) if len(known) > 1 else None,
-        mean_where_there_is_any=_round(mean_without_nan(list(present.values()))),
+        mean=round_score(mean_without_nan(known)),
+        median=round_score(median(known)) if known else None,
+        sd=round_score(stdev(known)) if len(known) > 1 else None,
+        mean_where_there_is_any=round_score(mean_without_nan(list(present.values()))),
         cases_without_region=sum(volume.dice is None for volume in volumes),
         dice_global=_ratio(2 * overlap, reference + predicted),
         precision_global=_ratio(overlap, predicted),
         recall_global=_ratio(overlap, reference),
-        by_patient={patient: _round(dice) for patient, dice in patients.items()},
+        by_patient={patient: round_score(dice) for patient, dice in patients.items()},
     )
 
 
@@ -228,13 +229,7 @@ def dice_gain(results: Sequence[Result], reference: Sequence[Result], part: Part
         [mean_without_nan([own for own, _ in group]) for group in by_patient.values()],
         [mean_without_nan([other for _, other in group]) for group in by_patient.values()],
     )
-    rounded = {name: _round(getattr(difference, name)) for name in ("mean", "low", "high", "p")}
-    return DiceGain(patients=difference.patients, better=difference.better, **rounded)
-
-
-def _round(value: float) -> float | None:
-    """Round a score to four digits as records have it; None for NaN."""
-    return None if math.isnan(value) else round(value, 4)
+    return round_gain(difference)
 
 
 def _ratio(part: float, total: float) -> float | None:

@@ -264,6 +264,7 @@ def _begin_collection(folder: Path, options: dict[str, Any]) -> None:
         raise InputError("has files that are no phantoms of ours. Choose another folder.", where=folder)
     before = there.get("phantom", options)
     if before != options:
+        before = before if isinstance(before, dict) else {}
         pairs = [(key, before.get(key), value) for key, value in options.items()]
         differing = ", ".join(f"{key} {old}, not {new}" for key, old, new in pairs if old != new)
         raise InputError(
