@@ -103,6 +103,8 @@ class ExperimentDesign:
         if self.minutes:
             common |= {"epochs": MANY_EPOCHS, "max_minutes": self.minutes}
         settings = {**self.settings, **self.variants[variant]}
+        if "max_minutes" in settings:
+            raise ConfigError(f"variant {variant}: max_minutes is not for a design; set minutes above [settings].")
         if fixed := sorted(common.keys() & settings.keys()):
             raise ConfigError(f"variant {variant}: {fixed[0]} is the same for all variants; set it above [settings].")
         try:

@@ -87,6 +87,8 @@ class PageSlices:
     masks: tuple[str, ...]
     """Names of the masks."""
     lesions: tuple[SlicedLesion, ...]
+    too_many_lesions: bool
+    """None is listed, since there are more than `slicemill.ct.lesions.MAX_PARTS`."""
     data: str
     """Base64 of the packed voxels."""
 
@@ -96,7 +98,7 @@ def make_page_slices(
     masks: Sequence[SlicedMask],
     labels: Labels,
     spacing_mm: tuple[float, float, float],
-    lesions: Sequence[SlicedLesion],
+    lesions: Sequence[SlicedLesion] | None,
     most_mb: float,
 ) -> PageSlices | None:
     """Return the slices for a page; None if not even one fits.
@@ -109,15 +111,18 @@ def make_page_slices(
         On the grid of the image, with the same labels.
     spacing_mm
         z, y, x.
+    lesions
+        None if there are too many to list.
     most_mb
         MiB of the data as base64; 0 keeps nothing.
     """
+    listed = lesions or ()
     most = int(most_mb * MEBIBYTE)
     step = max(1, math.ceil(max(image.shape[1:]) / MOST_SIDE))
-    wanted = choose_slices(len(image), lesions, find_labelled(masks))
+    wanted = choose_slices(len(image), listed, find_labelled(masks))
     every = 1
     while True:
-        kept = thin_out(wanted, every, {lesion.key_z for lesion in lesions})
+        kept = thin_out(wanted, every, {lesion.key_z for lesion in listed})
         grays = reduce_image(image[kept], step)
         reduced = [reduce_mask(mask.label[kept], step, labels.tumor_value()) for mask in masks]
         data = base64.b64encode(igzip.compress(pack(grays, reduced), 3)).decode()
@@ -137,20 +142,23 @@ def make_page_slices(
         tumor=labels.tumor_value(),
         labels=describe_labels(labels),
         masks=tuple(mask.name for mask in masks),
-        lesions=tuple(lesion for lesion in lesions if lesion.key_z in kept),
+        lesions=tuple(lesion for lesion in listed if lesion.key_z in kept),
+        too_many_lesions=lesions is None,
         data=data,
     )
 
 
-def list_parts(mask: npt.NDArray[np.bool_], name: str, affine_lps: npt.NDArray[np.float64]) -> list[SlicedLesion]:
+def list_parts(
+    mask: npt.NDArray[np.bool_], name: str, affine_lps: npt.NDArray[np.float64]
+) -> list[SlicedLesion] | None:
     """Return the 26-connected parts of bool[z, y, x], the largest first; `affine_lps` is float64[4, 4].
 
-    Noise has more parts than anyone would look through (`slicemill.ct.lesions.MAX_PARTS`): none is listed.
+    None if there are more than `slicemill.ct.lesions.MAX_PARTS`, as in a noisy prediction.
     """
     try:
         parts = find_lesions(mask, affine_lps)
     except LabelError:
-        return []
+        return None
     return [
         SlicedLesion(
             id=part.id,

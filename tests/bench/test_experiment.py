@@ -41,6 +41,7 @@ HERE = Path(__file__).parents[2]
         ("fold = 4\n[variants.a]", "fold is not a key of a design"),
         ("seeds = [0, 0]\n[variants.a]", "each once"),
         ("minutes = -1.0\n[variants.a]", "minutes = -1.0: must be 0 (no limit) or above"),
+        ("[settings]\nmax_minutes = 3.0\n[variants.a]", "max_minutes is not for a design; set minutes above"),
         ("[variants.A_B]", "use up to 40 characters"),
         ("[variants.a]\nsteps = 3", "steps is the same for all variants"),
         ("[variants.a]\nmomentum = 3", "variant a: momentum: is not a setting"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slicemill.common.html import render
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.lesions import MAX_PARTS
 from slicemill.ct.page_slices import (
@@ -131,5 +132,15 @@ def test_of_noise_no_part_is_listed():
     noise = np.zeros((60, 60, 60), dtype=bool)
     noise[::2, ::2, ::2] = True
     assert noise.sum() > MAX_PARTS
-    assert list_parts(noise, "tumor", np.eye(4)) == []
+    assert list_parts(noise, "tumor", np.eye(4)) is None
     assert len(list_parts(noise[:3, :3, :3], "tumor", np.eye(4))) == 8
+
+
+@pytest.mark.parametrize(("lesions", "says"), [(None, "too many separate parts"), ((), "previous lesion")])
+def test_a_page_without_a_list_of_lesions_says_why(lesions, says):
+    image, label = make_noise((5, 8, 8))
+    slices = pack(image, [label], lesions)
+    assert slices.lesions == ()
+    texts = {"title": "a", "case_id": "a", "region": "tumor", "header": [], "rows": []}
+    page = render("measure/evaluation/error_page.html", slices=slices, **texts).decode()
+    assert [text for text in ("too many separate parts", "previous lesion") if text in page] == [says]
