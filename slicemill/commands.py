@@ -157,7 +157,7 @@ def demo(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Epochs of the training. By default 12 epochs of phantoms, or 4 minutes of --data.", min=1),
+        typer.Option(help="Epochs of the training. By default 6 epochs of phantoms, or 4 minutes of --data.", min=1),
     ] = None,
     max_minutes: Annotated[
         float | None,

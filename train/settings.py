@@ -25,7 +25,7 @@ class TrainSettings(TypedDict, total=False):
     max_minutes: float
     save_minutes: float
     patience: int
-    optimizer: Literal["adamw", "muon", "sgd"]
+    optimizer: Literal["muon", "adamw", "sgd"]
     decay: Literal["cosine", "poly"]
     norm: Literal["batch", "instance"]
     deep_supervision: bool

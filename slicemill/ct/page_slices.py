@@ -101,7 +101,7 @@ def make_page_slices(
     lesions: Sequence[SlicedLesion] | None,
     most_mb: float,
 ) -> PageSlices | None:
-    """Return the slices for a page; None if not even one fits.
+    """Return the slices for a page; None if not even one fits. `lesions` is None if there are too many to list.
 
     Parameters
     ----------
@@ -111,13 +111,10 @@ def make_page_slices(
         On the grid of the image, with the same labels.
     spacing_mm
         z, y, x.
-    lesions
-        None if there are too many to list.
     most_mb
         MiB of the data as base64; 0 keeps nothing.
     """
-    listed = lesions or ()
-    most = int(most_mb * MEBIBYTE)
+    listed, most = lesions or (), int(most_mb * MEBIBYTE)
     step = max(1, math.ceil(max(image.shape[1:]) / MOST_SIDE))
     wanted = choose_slices(len(image), listed, find_labelled(masks))
     every = 1

@@ -100,7 +100,7 @@ class TestConfig:
             ("learning_rate = nan", "must be above 0"),
             ("tumor_share = -0.5", "must not be negative"),
             ("depth = 20000", "must be between 1 and 6"),
-            ('optimizer = "adam"', "must be adamw, muon or sgd"),
+            ('optimizer = "adam"', "must be muon, adamw or sgd"),
             ('decay = "linear"', "must be cosine or poly"),
             ('norm = "group"', "must be batch or instance"),
             ("patience = -1", "must not be negative"),

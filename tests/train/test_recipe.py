@@ -35,7 +35,7 @@ class TestRuns:
             {"precision": "fp16", "optimizer": "sgd", "decay": "poly", "learning_rate": 1e-2},
             {"ignore": "liver", "norm": "instance"},
             {"mining": 1, "hard_share": 0.5, "tumor_share": 0.2, "organ_share": 0.2, "crop": 32},
-            {"precision": "fp16", "optimizer": "muon"},
+            {"precision": "fp16", "optimizer": "adamw"},
         ],
     )
     def test_it_goes_on_bit_for_bit_from_within_an_epoch(self, changes, stored, tmp_path, monkeypatch):

@@ -156,7 +156,7 @@ class TestAugmentation:
 
 
 class TestStep:
-    @pytest.mark.parametrize("more", [{}, {"optimizer": "sgd", "norm": "instance"}, {"optimizer": "muon"}])
+    @pytest.mark.parametrize("more", [{}, {"optimizer": "sgd", "norm": "instance"}, {"optimizer": "adamw"}])
     def test_it_reads_nothing_back_and_copies_nothing_up(self, more, monkeypatch):
         monkeypatch.setattr(step, "confusion_matrix", lambda *_: torch.zeros(3, 3, device=META))  # tested below
         monkeypatch.setattr(step, "mixed_precision", lambda *_: nullcontext())
