@@ -39,10 +39,10 @@ from slicemill.store.split import Split, read_split
 PHANTOM_EPOCHS, DATA_MINUTES = 6, 4.0
 """Default length of the training: of phantoms, and of other data."""
 PHANTOM_SECONDS = {
-    "phantom": 9.0, "ingest": 9.0, "preview": 5.0, "train": 240.0, "export": 12.0, "tune": 6.0, "infer": 6.0,
+    "phantom": 9.0, "ingest": 9.0, "preview": 5.0, "train": 630.0, "export": 12.0, "tune": 6.0, "infer": 6.0,
     "evaluate": 12.0, "summary": 3.0,
 }  # fmt: skip
-"""Seconds of each step of the demo with its defaults: two idle cores with AVX-512 take half, with AVX2 three times."""
+"""Seconds of each step of the demo with its defaults, on two idle cores with AVX2."""
 LONGEST_STOP = 20.0
 """Seconds that a command has to write what it needs to continue, once it was interrupted."""
 EXTRAS = ("ingest", "train", "cpu")

@@ -70,7 +70,7 @@ def test_the_steps_of_the_demo_grow_with_its_phantoms_and_epochs_but_not_a_time_
         }
 
     assert seconds() == {name: (value, False) for name, value in PHANTOM_SECONDS.items()}
-    assert sum(PHANTOM_SECONDS.values()) <= 360, "at most 6 minutes on two idle cores"
+    assert sum(PHANTOM_SECONDS.values()) <= 720, "at most 12 minutes on two idle cores"
     assert seconds(cases=72)["infer"] == (2 * PHANTOM_SECONDS["infer"], False)
     assert seconds(epochs=2 * PHANTOM_EPOCHS)["train"] == (2 * PHANTOM_SECONDS["train"], False)
     assert seconds(data=Path("scans"))["train"] == (60 * DATA_MINUTES, True)

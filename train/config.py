@@ -84,8 +84,8 @@ class Config:
     patience: int = 0
     """Stop after this many epochs without a better validation Dice; 0 never stops early."""
     optimizer: Literal["muon", "adamw", "sgd"] = "muon"
-    """Muon, which learned more in the same time (`slicemill.train.network.muon`), AdamW, or SGD with Nesterov momentum
-    of 0.99 as in nnU-Net (whose learning_rate is 1e-2)."""
+    """Muon, which learned more on phantoms in the same time (`slicemill.train.network.muon`), AdamW, or SGD with
+    Nesterov momentum of 0.99 as in nnU-Net (whose learning_rate is 1e-2)."""
     decay: Literal["cosine", "poly"] = "cosine"
     """Decay of the learning rate: cosine, or poly: (1 - done) ** 0.9."""
     norm: Literal["batch", "instance"] = "batch"

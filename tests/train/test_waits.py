@@ -1,5 +1,7 @@
 """A training step never waits for a GPU: it reads nothing back, and copies indices up once. No GPU is needed.
 
+Muon in fp16 does, to know whether a gradient overflowed (`test_cuda`).
+
 Tensors without data stand in for those of a GPU (device "meta", or torch's fake tensors of device "cuda"). torch
 raises where the host reads one of them: `item`, `tolist`, `cpu`, `nonzero`, `bincount`, a branch. test_cuda.py asks a
 real GPU.

@@ -129,7 +129,8 @@ def make_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], Non
 def make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
     """Return the optimizer that the settings name."""
     weights, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
-    # On a GPU, one kernel for all weights; and with fp16 the host does not read whether a gradient overflowed.
+    # On a GPU, AdamW and SGD have one kernel for all weights, and in fp16 the host does not read whether a gradient
+    # overflowed. Muon has many kernels, and the host reads that.
     fused = next(network.parameters()).is_cuda or None
     if config.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=MOMENTUM, nesterov=True, fused=fused)
