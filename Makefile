@@ -25,7 +25,7 @@ endif
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/installed ## the whole way on synthetic CTs, 3 to 15 minutes after installation; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
+demo: $(VENV)/installed ## the whole way on synthetic CTs, 12 minutes after installation on two cores with AVX2; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals) $(DEMO)
 
 nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, 10 minutes or, on a slow processor, much longer

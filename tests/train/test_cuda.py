@@ -70,7 +70,9 @@ def no_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("more", [{}, {"spacing_mm": 4.0}, {"spacing_mm": 4.0, "augment": 0.0}, {"optimizer": "sgd"}])
+@pytest.mark.parametrize(
+    "more", [{}, {"spacing_mm": 4.0}, {"spacing_mm": 4.0, "augment": 0.0}, {"optimizer": "sgd"}, {"optimizer": "adamw"}]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_does_not_wait_for_the_gpu(precision, more, stored, tmp_path):
     if precision == "fp16":  # with Muon, the host reads whether a gradient overflowed
