@@ -42,8 +42,22 @@ class Patient:
 
     def unevenness(self, x: Floats, y: Floats, z: Floats) -> Floats:
         """Return a smooth random function of about standard deviation 1."""
-        total = sum(np.sin(a * x + b * y + (c * z + phase)) for a, b, c, phase in self.waves)
+        turns = [(a * x, b * y + (c * z + phase)) for a, b, c, phase in self.waves]
+        if x.shape == (1, 1, x.size) and np.broadcast_shapes(y.shape, z.shape)[-1:] == (1,):
+            total = _sum_sines(turns)
+        else:
+            total = sum(np.sin(along_x + others) for along_x, others in turns)
         return np.asarray(total * np.float32(np.sqrt(2 / len(self.waves))), dtype=np.float32)
+
+
+def _sum_sines(turns: list[tuple[Floats, Floats]]) -> Floats:
+    """Return the sum of sin(a + b) over pairs a float32[1, 1, x], b float32[z, y, 1]: one product of matrices.
+
+    As sin(a + b) = sin(b) cos(a) + cos(b) sin(a), sines are taken of a line and of a plane only.
+    """
+    rows = np.concatenate([np.concatenate([np.sin(b), np.cos(b)], axis=-1) for _, b in turns], axis=-1)
+    columns = np.concatenate([np.concatenate([np.cos(a), np.sin(a)], axis=1) for a, _ in turns], axis=1)
+    return np.asarray(rows @ columns[0], dtype=np.float32)
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
