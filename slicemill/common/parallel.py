@@ -63,7 +63,7 @@ def _run_until_crash(
     """Yield the results of all items, or of those that were finished before a process crashed."""
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_handle_signals)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
     try:
         waiting = {pool.submit(_work_unless_ending, work, item): index for index, item in items.items()}
         for future in as_completed(waiting):
@@ -81,8 +81,13 @@ def _run_until_crash(
         pool.shutdown(cancel_futures=True)
 
 
-def _handle_signals() -> None:
-    """Make a worker exit silently on Ctrl-C and on SIGTERM, and when its main process was killed."""
+def _start_worker() -> None:
+    """Make a worker compute in one thread, and exit silently on Ctrl-C, on SIGTERM, and after its main process.
+
+    OpenBLAS, which takes a thread for each core by default, reads its variable when numpy is loaded: after this. With
+    as many workers as cores, its threads take turns and wait for each other.
+    """
+    os.putenv("OPENBLAS_NUM_THREADS", "1")
     for number in SIGNALS:
         signal.signal(number, _exit)
     bound_thread_starts()

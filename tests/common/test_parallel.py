@@ -49,6 +49,21 @@ def test_only_the_item_that_a_process_died_of_fails():
     assert found == [(0, "1"), (1, "died of 7"), (2, "2"), (3, "died of 7"), (4, "3")]
 
 
+def count_threads(_):
+    """Return how many threads numpy's OpenBLAS has started."""
+    assert "numpy" not in sys.modules, "too late for OpenBLAS"
+    before = sum(1 for _ in Path("/proc/self/task").iterdir())
+    import numpy as np
+
+    np.ones((900, 900)) @ np.ones((900, 900))
+    return sum(1 for _ in Path("/proc/self/task").iterdir()) - before
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="OpenBLAS starts no threads on one core")
+def test_a_worker_computes_in_one_thread():
+    assert [result for _, result in map_isolated(count_threads, [1, 2], 2, count_threads)] == [0, 0]
+
+
 def start_naps(folder, script, places):
     """Start a script in a process group of its own, and return its process once two workers write."""
     (folder / "naps.py").write_text(script)

@@ -156,6 +156,16 @@ def test_the_diameter_tells_malignant_nodules_with_an_auc_of_075_and_the_shape_a
     assert shares == pytest.approx([0.60, 0.15, 0.20, 0.05], abs=0.03)
 
 
+def test_surfaces_are_as_uneven_on_a_grid_as_at_points(plan):
+    """A grid takes its sines along its axes, a list of points takes one of each."""
+    z, y, x = (np.linspace(-150, 150, count, dtype=np.float32) for count in (4, 5, 7))
+    pz, py, px = (axis.ravel() for axis in np.meshgrid(z, y, x, indexing="ij"))
+    grid = plan.patient.unevenness(x[None, None, :], y[None, :, None], z[:, None, None])
+    assert grid.shape == (4, 5, 7)
+    assert 0.5 < grid.std() < 1.5
+    assert np.abs(grid.ravel() - plan.patient.unevenness(px, py, pz)).max() < 1e-4
+
+
 def test_tubes_cover_voxels_by_their_distance_from_the_axis():
     """Compared with the distance of every voxel from every tube."""
     rng = np.random.default_rng(0)
