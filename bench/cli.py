@@ -9,7 +9,7 @@ import typer
 
 from slicemill.bench.options import Cold, Data, Environments, Json, Quick
 from slicemill.bench.records.cli import compare_records, plan, run_all
-from slicemill.bench.studies.cli import luna, nodule_context, nodule_rules, quality, yardstick
+from slicemill.bench.studies.cli import luna, nodule_context, nodule_rules, nodules, quality, yardstick
 from slicemill.common.app import App
 from slicemill.common.terminal import print_line, print_lines
 
@@ -394,5 +394,5 @@ def instructions(json: Json = None) -> None:
 bench.command()(plan)
 bench.command("all")(run_all)
 bench.command("compare")(compare_records)
-for study in (quality, yardstick, nodule_rules, nodule_context, luna):
+for study in (quality, yardstick, nodules, nodule_rules, nodule_context, luna):
     bench.command()(study)

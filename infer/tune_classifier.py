@@ -253,11 +253,11 @@ def tune_classifier(
     return ClassifierTuning(
         calibration=fitted,
         thresholds=tuple(choose_threshold(ranked, rate) for rate in RATES),
-        malignancy=fit_malignancy(_join(nodules)) if nodules else None,
+        malignancy=fit_malignancy(join_nodules(nodules)) if nodules else None,
     )
 
 
-def _join(parts: Sequence[JudgedNodules]) -> JudgedNodules:
+def join_nodules(parts: Sequence[JudgedNodules]) -> JudgedNodules:
     """Return the nodules of several cases as one."""
     return JudgedNodules(
         output=np.concatenate([part.output for part in parts]),

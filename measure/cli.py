@@ -172,6 +172,10 @@ def froc(
         str | None,
         typer.Option(help="Column of the findings, like texture: a curve for each of its values, at most 20."),
     ] = None,
+    ranked_by: Annotated[
+        str,
+        typer.Option(help="Column of the detections that ranks them, like segmentation_mean of `infer`'s candidates."),
+    ] = "probability",
     malignancy_threshold: Annotated[
         float | None, typer.Option(callback=require_finite, help="Score of a malignant patient; by default 0.5.")
     ] = None,
@@ -194,6 +198,7 @@ def froc(
 
         slicemill froc results.csv annotations.csv --scans seriesuids.csv --excluded annotations_excluded.csv
         slicemill froc candidates.csv luna-store/ --by texture
+        slicemill froc candidates.csv luna-store/ --ranked-by segmentation_mean
     """
     from dataclasses import replace
 
@@ -207,7 +212,7 @@ def froc(
         raise UsageError("--pictures: pictures need --out and the scans of a slice store instead of a table.")
     findings = read_findings(files)
     malignancy = score_malignancy(results, findings, malignancy_threshold)
-    result = replace(score_points(results, findings), malignancy=malignancy)
+    result = replace(score_points(results, findings, ranked_by), malignancy=malignancy)
     response = result.response
     if isinstance(response, NoFindings):
         raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")

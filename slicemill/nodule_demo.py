@@ -1,8 +1,8 @@
 """`slicemill demo --lungs`: from points of nodules to a FROC curve on unseen chests, through the commands of a user.
 
 phantom (to train, to test) -> ingest --points --lungs -> train --recipe nodules -> export -> infer --candidates on the
-training scans -> ingest --candidates -> train --crops -> export to one file -> tune -> infer on the test scans, with
-and without the classifier -> froc of both.
+training scans -> ingest --candidates -> train --crops -> export to one file -> tune -> infer on the test scans -> froc
+of the candidates as the segmentation ranks them, and as the classifier does.
 
 All is counted in epochs and steps, so that the result does not depend on the speed of the machine. The chests are
 small and the trainings short: the figures show that the commands work together, and not how good a network can be.
@@ -75,7 +75,7 @@ class DemoAmounts:
             ("phantom", 22 * trained), ("phantom", 7 * unseen), ("ingest", 7 * trained), ("ingest", 4 * unseen),
             ("train", 200 * fitted), ("export", 6), ("infer", 40 * trained), ("ingest", 7 * trained),
             ("train", 100 * classified), ("export", 6), ("tune", 5 * trained), ("infer", 15 * unseen),
-            ("infer", 14 * unseen), ("froc", 4), ("froc", 4),
+            ("froc", 4), ("froc", 4),
         )]  # fmt: skip
 
 
@@ -203,12 +203,11 @@ def _train_networks(options: NoduleDemoOptions, commands: Commands) -> None:
 
 def _find_and_score(options: NoduleDemoOptions, commands: Commands) -> None:
     """Find the nodules of the test chests, and score them: as the classifier ranks them, and by the segmentation."""
-    out, scans = options.out, options.out / "test" / "scans"
-    alone = out / "found-by-segmentation"
-    commands.run("infer", out / MODEL, scans, "--out", out / "found", *_provider(options))
-    commands.run("infer", out / SEGMENTATION, scans, "--out", alone, "--candidates", *_provider(options))
-    for found, scores in ((alone, "scores-segmentation"), (out / "found", "scores")):
-        commands.run("froc", found / "candidates.csv", out / "test-store", "--out", out / scores)
+    out, found = options.out, options.out / "found"
+    commands.run("infer", out / MODEL, out / "test" / "scans", "--out", found, *_provider(options))
+    for column, scores in (("segmentation_mean", "scores-segmentation"), ("probability", "scores")):
+        table = found / "candidates.csv"
+        commands.run("froc", table, out / "test-store", "--ranked-by", column, "--out", out / scores)
 
 
 def _provider(options: NoduleDemoOptions) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 from slicemill.bench.records.dicom import dicom_table
 from slicemill.bench.records.infer_table import infer_table
 from slicemill.bench.records.markdown import format_processor, format_ratio, table_lines, table_text
-from slicemill.bench.records.nodules import nodule_context_table, nodule_rules_table
+from slicemill.bench.records.nodules import nodule_context_table, nodule_rules_table, nodules_table
 from slicemill.bench.records.viewer_table import viewer_table
 from slicemill.bench.records.volumes import volumes_table
 from slicemill.bench.schema.base import BenchmarkRecord, ClockRatios, LimitsRecord
@@ -34,7 +34,7 @@ from slicemill.bench.schema.networks import (
     PeersRecord,
     TrainRecord,
 )
-from slicemill.bench.schema.nodules import NoduleContextRecord, NoduleRulesRecord
+from slicemill.bench.schema.nodules import NoduleContextRecord, NoduleRulesRecord, NodulesRecord
 
 
 def _on(record: BenchmarkRecord) -> str:
@@ -339,6 +339,7 @@ TABLES: dict[type[BenchmarkRecord], Callable[[Any], str]] = {
     LitsRecord: lits_table,
     LoaderRecord: loader_table,
     MeasureRecord: measure_table,
+    NodulesRecord: nodules_table,
     NoduleContextRecord: nodule_context_table,
     NoduleRulesRecord: nodule_rules_table,
     PeersInferenceRecord: peers_inference_table,

@@ -1,6 +1,6 @@
 """Records of the studies of nodules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -57,3 +57,69 @@ class NoduleRulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-
     """CPM that the best rule must stay below."""
     settings: Sequence[RuleScore]
     """All rules, the best first."""
+
+
+class NodulesScore(Struct, frozen=True, kw_only=True):
+    """One ranking of the candidates of `bench nodules`."""
+
+    seed: int
+    """Of the trainings."""
+    ranked_by: str
+    """segmentation, or classifier."""
+    cpm: float
+    cpm_interval: Sequence[float]
+    """95 % bootstrap interval over scans."""
+    sensitivity: Sequence[float]
+    """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
+    by_diameter: Mapping[str, Sequence[float | None]]
+    """Band of diameters -> nodules, and their CPM."""
+    found: int
+    """Nodules among all candidates; the CPM takes the 100 most probable of a scan."""
+    false_alarms: int
+    """Candidates in no nodule and no excluded finding, of all scans."""
+    gain: float | None
+    """CPM minus that of the segmentation with the same seed; None for the segmentation."""
+    gain_interval: Sequence[float] | None
+    """95 % bootstrap interval over scans."""
+
+
+class MalignancyScore(Struct, frozen=True, kw_only=True):
+    """Malignancy of nodules at their annotated centers."""
+
+    seed: int
+    """Of the trainings."""
+    nodules: int
+    malignant: int
+    auc_diameter: float
+    auc_output: float
+    """Of the classifier's output alone."""
+    auc_both: float
+    """Of both, as `tune` fitted them."""
+    gain: float
+    """AUC of both minus that of the diameter."""
+    gain_interval: Sequence[float]
+    """95 % bootstrap interval over scans."""
+
+
+class NodulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodules"):
+    """Record of `bench nodules`."""
+
+    size: int
+    """Pixels along a slice's side."""
+    chests: int
+    """Training and validation chests of the segmentation."""
+    unseen: int
+    """Further chests of the classifier."""
+    test_chests: int
+    seed: int
+    """Of the chests to train on."""
+    test_seed: int
+    minutes: float
+    """Time limit of the segmentation's training."""
+    crop_minutes: float
+    """Time limit of the classifier's training."""
+    malignancy_minutes: float
+    nodules: int
+    """In the test chests."""
+    scores: Sequence[NodulesScore]
+    malignancy: Sequence[MalignancyScore]

@@ -1,4 +1,4 @@
-"""The commands `slicemill bench quality | yardstick | nodule-rules | nodule-context | luna`."""
+"""The commands `slicemill bench quality | yardstick | nodules | nodule-rules | nodule-context | luna`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,6 +126,59 @@ def yardstick(
     record = compare_with_nnunet(NnunetComparison(experiment=experiment, minutes=minutes))
     print_record(record.as_json(), json or out / "yardstick.json")
     print_line(f"record: {json or out / 'yardstick.json'}")
+
+
+def nodules(
+    size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=128, max=1024)] = 416,
+    chests: Annotated[int, typer.Option(help="Chests to train the segmentation on, and to validate it.")] = 52,
+    unseen: Annotated[int, typer.Option(help="Further chests of the classifier.")] = 28,
+    test_chests: Annotated[int, typer.Option(help="Chests to test on.")] = 40,
+    malignancy_chests: Annotated[int, typer.Option(help="Chests of ten nodules each to test malignancy on.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the chests to train on, at most 99.")] = 41,
+    test_seed: Annotated[int, typer.Option(help="Seed of the test chests; those of malignancy have the next.")] = 9006,
+    minutes: Annotated[
+        float, typer.Option(callback=require_finite, help="Time limit of the segmentation's training.", min=0.1)
+    ] = 38.0,
+    crop_minutes: Annotated[
+        float, typer.Option(callback=require_finite, help="Time limit of the classifier's training.", min=0.1)
+    ] = 20.0,
+    malignancy_minutes: Annotated[
+        float, typer.Option(callback=require_finite, help="Time limit of the training of malignancy.", min=0.1)
+    ] = 5.0,
+    seeds: Annotated[str, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = "0",
+    out: Out = Path("nodules"),
+    json: Json = None,
+) -> None:
+    """Train on synthetic chests with nodules, and score by LUNA16's rules on chests that no network has seen.
+
+    The segmentation alone ranks its candidates, and then the classifier. Malignancy is compared with the diameter.
+    Trainings take the same minutes on every machine, so results depend on its speed; hours in all. The same command
+    resumes a killed run.
+
+    slicemill bench nodules --out nodules/
+    slicemill bench nodules --out nodules/ --seeds 0,1,2
+    """
+    from slicemill.bench.options import parse_integers
+    from slicemill.bench.records.output import print_record
+    from slicemill.bench.studies.nodule_chests import ChestStudy, run
+
+    study = ChestStudy(
+        out=out,
+        size=size,
+        chests=chests,
+        unseen=unseen,
+        test_chests=test_chests,
+        malignancy_chests=malignancy_chests,
+        seed=seed,
+        test_seed=test_seed,
+        minutes=minutes,
+        crop_minutes=crop_minutes,
+        malignancy_minutes=malignancy_minutes,
+        seeds=parse_integers("--seeds", seeds),
+    )
+    record_path = json or out / "nodules.json"
+    print_record(run(study).as_json(), record_path)
+    print_line(f"record: {record_path}")
 
 
 def nodule_rules(

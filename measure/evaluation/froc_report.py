@@ -36,7 +36,7 @@ def write_froc_report(
     if not files.is_store:
         note = NO_SCANS
     elif most:
-        marks = divide_marks(read_candidates(results, findings), findings)
+        marks = divide_marks(read_candidates(results, findings, result.ranked_by), findings)
         kinds = draw_marks(open_store(parse_location(files.annotations)), marks, most)
         note = describe_threshold(marks, len(findings.scans))
     write_froc_page(out / "froc.html", result, curve, kinds, note)

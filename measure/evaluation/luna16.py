@@ -26,6 +26,8 @@ from slicemill.measure.evaluation.malignancy import MalignancyScores
 
 Floats = npt.NDArray[np.float64]
 MOST_CANDIDATES = 100
+PROBABILITY = "probability"
+"""Column of LUNA16's tables that ranks detections."""
 BANDS = (("below 6 mm", 0.0, 6.0), ("6 to 10 mm", 6.0, 10.0), ("10 mm and above", 10.0, np.inf))
 """Bands of diameters: name, first diameter, and the first of the next band, mm."""
 
@@ -42,6 +44,8 @@ class Luna16Result:
     """Rows of the table of nodules that a store has not as findings, or not as they stand."""
     resampled: Literal["scans", "patients"]
     """What the intervals are over."""
+    ranked_by: str
+    """Column of the detections that ranks them."""
     response: FreeResponse | NoFindings
     malignancy: MalignancyScores | None = None
     """Malignancy by patient; None without it in candidates or findings."""
@@ -56,14 +60,17 @@ class Luna16Result:
             "findings_of_unlisted_scans": self.unlisted_findings,
             "rows_left_out_of_store": self.left_out_rows,
             "intervals_over": self.resampled,
+            "ranked_by": self.ranked_by,
             **to_document(self.response),
             "malignancy": None if self.malignancy is None else self.malignancy.as_json(),
             "parts": {name: to_document(one) for name, one in self.parts.items()},
         }
 
 
-def score_points(results: Path, findings: Findings) -> Luna16Result:
+def score_points(results: Path, findings: Findings, ranked_by: str = PROBABILITY) -> Luna16Result:
     """Score point detections from a file in LUNA16's format. Candidates of unlisted scans are ignored and counted.
+
+    `ranked_by`: the column that ranks them.
 
     Raises
     ------
@@ -71,7 +78,7 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         The file cannot be read, lacks a column, has a value that is not a number, a name of several scans, or two names
         of one.
     """
-    candidates = read_candidates(results, findings)
+    candidates = read_candidates(results, findings, ranked_by)
     patients = None
     if findings.patients is not None:
         patients = [findings.patients[name] for name in findings.scans]
@@ -85,14 +92,15 @@ def score_points(results: Path, findings: Findings) -> Luna16Result:
         unlisted_findings=sum(findings.unlisted.values()),
         left_out_rows=findings.left_out,
         resampled="scans" if patients is None else "patients",
+        ranked_by=ranked_by,
         response=analyze_free_response(find_all_hits(candidates, findings, None), patients),
         parts=parts,
     )
 
 
-def read_candidates(results: Path, findings: Findings) -> dict[str, Floats]:
-    """Read point detections: scan -> float64[n, 4], x, y, z in mm, probability; see `score_points` for errors."""
-    points = read_points(results, "probability")
+def read_candidates(results: Path, findings: Findings, ranked_by: str = PROBABILITY) -> dict[str, Floats]:
+    """Read point detections: scan -> float64[n, 4], x, y, z in mm, rank; see `score_points` for errors."""
+    points = read_points(results, ranked_by)
     scans = findings.aliases.resolve_all(points, results)
     return {scans[name]: rows for name, rows in points.items()}
 
