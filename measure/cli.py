@@ -18,11 +18,11 @@ from slicemill.common.terminal import (
 )
 from slicemill.ct.page_options import VIEWER_MB
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Ranking = Literal["probability", "segmentation_mean"]
+"""Columns of candidates that can rank them."""
 
+if TYPE_CHECKING:
     from slicemill.measure.evaluation.evaluate import Evaluation
-    from slicemill.measure.evaluation.froc import FreeResponse, NoFindings
     from slicemill.measure.evaluation.two_runs import ComparedMeasure
 
 MARK_PICTURES, MOST_MARK_PICTURES = 12, 200
@@ -173,8 +173,8 @@ def froc(
         typer.Option(help="Column of the findings, like texture: a curve for each of its values, at most 20."),
     ] = None,
     ranked_by: Annotated[
-        str,
-        typer.Option(help="Column of the detections that ranks them, like segmentation_mean of `infer`'s candidates."),
+        Ranking,
+        typer.Option(help="Column that ranks the detections; segmentation_mean is one of `infer`'s candidates."),
     ] = "probability",
     malignancy_threshold: Annotated[
         float | None, typer.Option(callback=require_finite, help="Score of a malignant patient; by default 0.5.")
@@ -203,51 +203,23 @@ def froc(
     from dataclasses import replace
 
     from slicemill.measure.evaluation.findings import FindingFiles, read_findings
-    from slicemill.measure.evaluation.froc import RESAMPLES, NoFindings
-    from slicemill.measure.evaluation.luna16 import score_points
-    from slicemill.measure.evaluation.malignancy import describe_malignancy, score_malignancy
+    from slicemill.measure.evaluation.froc import NoFindings
+    from slicemill.measure.evaluation.froc_summary import describe_result
+    from slicemill.measure.evaluation.luna16 import PROBABILITY, score_points
+    from slicemill.measure.evaluation.malignancy import score_malignancy
 
     files = FindingFiles(annotations=annotations, scans=scans, excluded=excluded, patients=patients, group=by)
     if pictures and (out is None or not files.is_store):
         raise UsageError("--pictures: pictures need --out and the scans of a slice store instead of a table.")
+    if ranked_by != PROBABILITY and malignancy_threshold is not None:
+        raise UsageError(f"--malignancy-threshold: malignancy goes with probability, not with --ranked-by {ranked_by}.")
     findings = read_findings(files)
-    malignancy = score_malignancy(results, findings, malignancy_threshold)
+    malignancy = score_malignancy(results, findings, malignancy_threshold) if ranked_by == PROBABILITY else None
     result = replace(score_points(results, findings, ranked_by), malignancy=malignancy)
     response = result.response
     if isinstance(response, NoFindings):
         raise ConfigError(f"{annotations}: has no finding in the scans that are scored.")
-    print_lines(
-        format_table(
-            ["false positives per scan", *(f"{rate:g}" for rate in response.rates)],
-            [
-                ["sensitivity_between", *response.sensitivity_between],
-                ["sensitivity_at_or_above", *response.sensitivity_at_or_above],
-            ],
-        )
-    )
-    low, high = response.cpm_interval
-    print_line(
-        f"CPM {response.cpm:.4f} by linear interpolation (95 % interval {low:.4f} to {high:.4f} over resampled "
-        f"{result.resampled})"
-    )
-    if response.resamples < RESAMPLES:
-        print_line(
-            f"{RESAMPLES - response.resamples} of {RESAMPLES} samples of {result.resampled} had no finding and are "
-            "left out"
-        )
-    print_line(
-        f"CPM {response.cpm_at_or_above:.4f} at the first point at or above each rate; "
-        f"{response.cpm_of_mean_curve:.4f} of the mean bootstrap curve"
-    )
-    print_line(
-        f"{response.findings} findings in {response.scans} scans; "
-        f"{result.unlisted_candidates} candidates in unlisted scans"
-    )
-    for line in findings.describe_uncounted():
-        print_line(line)
-    _print_parts(result.parts)
-    for line in describe_malignancy(result.malignancy):
-        print_line(line)
+    print_lines("\n".join(describe_result(result, response, findings)))
     if out is not None:
         from slicemill.measure.evaluation.froc_report import write_froc_report
 
@@ -255,20 +227,6 @@ def froc(
         print_line(f"curve: {out / 'froc.json'}, {out / 'froc.png'}; page: {out / 'froc.html'}")
     if json:
         print_json(result.as_json())
-
-
-def _print_parts(parts: "Mapping[str, FreeResponse | NoFindings]") -> None:
-    from slicemill.measure.evaluation.froc import RATES, NoFindings
-
-    rows: list[list[object]] = []
-    for name, one in parts.items():
-        if isinstance(one, NoFindings):
-            rows.append([name, 0, *[None] * (len(RATES) + 4)])
-        else:
-            rows.append([name, one.findings, *one.sensitivity_between, one.cpm, *one.cpm_interval, one.resamples])
-    print_line()
-    rates = [f"{rate:g}" for rate in RATES]
-    print_lines(format_table(["findings", "n", *rates, "CPM", "low", "high", "samples"], rows))
 
 
 def measure(

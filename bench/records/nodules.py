@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from slicemill.bench.records.markdown import format_processor, table_text
-from slicemill.bench.schema.nodules import ContextScore, NoduleContextRecord, NoduleRulesRecord, NodulesRecord
+from slicemill.bench.schema.nodules import NoduleContextRecord, NoduleRulesRecord, NodulesRecord
 
 SHOWN = 5
 RATES = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
@@ -11,35 +11,45 @@ RATES = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
 
 def nodules_table(record: NodulesRecord) -> str:
     """Format the rankings, and malignancy."""
-    bands = list(record.scores[0].by_diameter)
-    rows = []
-    for score in record.scores:
-        over = (
-            "-" if score.gain is None or score.gain_interval is None else _format_gain(score.gain, score.gain_interval)
+    rows = [
+        (
+            str(score.seed),
+            score.ranked_by,
+            f"{score.cpm:.3f} {_format_interval(score.cpm_interval)}",
+            _format_gain(score.gain, score.gain_interval),
+            *(f"{value:.3f}" for value in score.sensitivity),
+            f"{score.found} of {record.nodules}",
+            f"{score.false_alarms / record.test_chests:.0f}",
         )
-        low, high = score.cpm_interval
-        rows.append(
-            (
-                str(score.seed),
-                score.ranked_by,
-                f"{score.cpm:.3f} [{low:.3f}, {high:.3f}]",
-                over,
-                *(f"{value:.3f}" for value in score.sensitivity),
-                *("-" if score.by_diameter[band][1] is None else f"{score.by_diameter[band][1]:.3f}" for band in bands),
-                f"{score.found} of {record.nodules}",
-                f"{score.false_alarms / record.test_chests:.0f}",
-            )
-        )
-    counts = ", ".join(f"{record.scores[0].by_diameter[band][0]} {band}" for band in bands)
+        for score in record.scores
+    ]
+    header = ["seed", "ranked by", "CPM [95 %]", "over the segmentation", *RATES, "found at all", "false marks a scan"]
     note = (
-        f"{record.nodules} nodules ({counts}) in {record.test_chests} synthetic chests of {record.size} pixels that no "
-        f"network was trained on (seed {record.test_seed}). The segmentation: {record.chests} chests of seed "
-        f"{record.seed}, {record.minutes:g} minutes; the classifier: {record.unseen} more, {record.crop_minutes:g} "
-        f"minutes. On {format_processor(record.machine)}."
+        f"{record.nodules} nodules in {record.test_chests} synthetic chests of {record.size} pixels that no network "
+        f"was trained on (seed {record.test_seed}); sensitivity at false positives per scan. The segmentation had "
+        f"{record.chests} chests of seed {record.seed} and at most {record.minutes:g} minutes; the classifier "
+        f"{record.unseen} chests more, and at most {record.crop_minutes:g} minutes. Its ranking has the segmentation's "
+        f"mean probability in it. One training a seed; intervals are over test chests. On "
+        f"{format_processor(record.machine)}."
     )
-    parts = [*RATES, *(f"CPM {band}" for band in bands)]
-    header = ["seed", "ranked by", "CPM [95 %]", "over the segmentation", *parts, "candidates", "false marks a scan"]
-    return f"{table_text(header, rows, note)}\n\n{_malignancy_table(record)}"
+    tables = (table_text(header, rows, note), _bands_table(record), _malignancy_table(record))
+    return "\n\n".join(tables)
+
+
+def _bands_table(record: NodulesRecord) -> str:
+    """Format the CPM by diameter."""
+    bands = record.scores[0].by_diameter
+    rows = [
+        (
+            str(score.seed),
+            score.ranked_by,
+            *("-" if one.cpm is None else f"{one.cpm:.2f} {_format_interval(one.cpm_interval, 2)}"
+              for one in score.by_diameter.values()),
+        )
+        for score in record.scores
+    ]  # fmt: skip
+    header = ["seed", "ranked by", *(f"CPM {name} ({band.nodules} nodules)" for name, band in bands.items())]
+    return table_text(header, rows, "").rstrip()
 
 
 def _malignancy_table(record: NodulesRecord) -> str:
@@ -50,17 +60,26 @@ def _malignancy_table(record: NodulesRecord) -> str:
             f"{one.nodules} ({one.malignant})",
             f"{one.auc_diameter:.3f}",
             f"{one.auc_output:.3f}",
-            f"{one.auc_both:.3f}",
+            "-" if one.auc_both is None else f"{one.auc_both:.3f}",
             _format_gain(one.gain, one.gain_interval),
         )
         for one in record.malignancy
     ]
     areas = ("AUC of the diameter", "of the output", "of both", "over the diameter [95 %]")
-    note = f"Nodules at their annotated centers, in chests of seed {record.test_seed + 1}."
+    note = (
+        f"Nodules at their annotated centers, in {record.malignancy_chests} chests of seed {record.test_seed + 1}; at "
+        f"most {record.malignancy_minutes:g} minutes of training."
+    )
     return table_text(["seed", "nodules (malignant)", *areas], rows, note)
 
 
-def _format_gain(gain: float, interval: Sequence[float]) -> str:
+def _format_interval(interval: Sequence[float] | None, digits: int = 3) -> str:
+    return "" if interval is None else f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def _format_gain(gain: float | None, interval: Sequence[float] | None) -> str:
+    if gain is None or interval is None:
+        return "-"
     low, high = interval
     return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
 
@@ -86,7 +105,7 @@ def nodule_context_table(record: NoduleContextRecord) -> str:
             str(score.context),
             str(score.seed),
             f"{score.cpm:.3f}",
-            _format_difference(score),
+            _format_gain(score.over_first, score.over_first_interval),
             *(f"{value:.3f}" for value in score.sensitivity),
             f"{score.found / max(1, record.nodules):.3f}",
             f"{score.false_alarms / max(1, record.scans):.0f}",
@@ -100,9 +119,3 @@ def nodule_context_table(record: NoduleContextRecord) -> str:
     )
     header = ["slices", "seed", "CPM", "over the first [95 %]", *RATES, "found at all", "false marks a scan"]
     return table_text(header, rows, note)
-
-
-def _format_difference(score: ContextScore) -> str:
-    if score.over_first is None or score.over_first_interval is None:
-        return "-"
-    return _format_gain(score.over_first, score.over_first_interval)

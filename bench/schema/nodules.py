@@ -59,20 +59,30 @@ class NoduleRulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodule-
     """All rules, the best first."""
 
 
+class BandScore(Struct, frozen=True, kw_only=True):
+    """The nodules of a band of diameters."""
+
+    nodules: int
+    cpm: float | None
+    """None without nodules."""
+    cpm_interval: Sequence[float] | None
+    """95 % bootstrap interval over scans."""
+
+
 class NodulesScore(Struct, frozen=True, kw_only=True):
     """One ranking of the candidates of `bench nodules`."""
 
     seed: int
     """Of the trainings."""
     ranked_by: str
-    """segmentation, or classifier."""
+    """segmentation: its mean probability; classifier: its probability, calibrated together with that mean."""
     cpm: float
     cpm_interval: Sequence[float]
     """95 % bootstrap interval over scans."""
     sensitivity: Sequence[float]
     """At 1/8, 1/4, 1/2, 1, 2, 4 and 8 false positives per scan."""
-    by_diameter: Mapping[str, Sequence[float | None]]
-    """Band of diameters -> nodules, and their CPM."""
+    by_diameter: Mapping[str, BandScore]
+    """Band of diameters -> its nodules."""
     found: int
     """Nodules among all candidates; the CPM takes the 100 most probable of a scan."""
     false_alarms: int
@@ -93,11 +103,11 @@ class MalignancyScore(Struct, frozen=True, kw_only=True):
     auc_diameter: float
     auc_output: float
     """Of the classifier's output alone."""
-    auc_both: float
-    """Of both, as `tune` fitted them."""
-    gain: float
+    auc_both: float | None
+    """Of both, as `tune` fitted them; None if it had too few nodules for that."""
+    gain: float | None
     """AUC of both minus that of the diameter."""
-    gain_interval: Sequence[float]
+    gain_interval: Sequence[float] | None
     """95 % bootstrap interval over scans."""
 
 
@@ -111,14 +121,18 @@ class NodulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodules"):
     unseen: int
     """Further chests of the classifier."""
     test_chests: int
+    malignancy_chests: int
+    """Chests of ten nodules each, whose malignancy is judged."""
     seed: int
     """Of the chests to train on."""
     test_seed: int
+    """Of the test chests; those of malignancy have the next one."""
     minutes: float
     """Time limit of the segmentation's training."""
     crop_minutes: float
     """Time limit of the classifier's training."""
     malignancy_minutes: float
+    """Time limit of the training of malignancy."""
     nodules: int
     """In the test chests."""
     scores: Sequence[NodulesScore]

@@ -146,17 +146,17 @@ def nodules(
         float, typer.Option(callback=require_finite, help="Time limit of the training of malignancy.", min=0.1)
     ] = 5.0,
     seeds: Annotated[str, typer.Option(help="Seeds of the trainings, like 0,1,2.")] = "0",
-    out: Out = Path("nodules"),
+    out: Out = Path("nodule-chests"),
     json: Json = None,
 ) -> None:
     """Train on synthetic chests with nodules, and score by LUNA16's rules on chests that no network has seen.
 
     The segmentation alone ranks its candidates, and then the classifier. Malignancy is compared with the diameter.
-    Trainings take the same minutes on every machine, so results depend on its speed; hours in all. The same command
-    resumes a killed run.
+    Trainings have time limits, so results depend on the speed of the machine. It takes hours, and about 25 GB for one
+    seed. The same command resumes a killed run.
 
-    slicemill bench nodules --out nodules/
-    slicemill bench nodules --out nodules/ --seeds 0,1,2
+    slicemill bench nodules --out nodule-chests/
+    slicemill bench nodules --out nodule-chests/ --seeds 0,1,2
     """
     from slicemill.bench.options import parse_integers
     from slicemill.bench.records.output import print_record

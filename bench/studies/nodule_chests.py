@@ -2,39 +2,42 @@
 
 phantom (to train, to test, to test malignancy) -> ingest -> for each seed: train --recipe nodules -> export -> infer
 --candidates on all training chests -> ingest --candidates -> train --crops -> train --crops --malignancy -> export to
-one file -> tune -> infer on the test chests -> froc, ranked by the classifier, and by the segmentation.
+one file -> tune -> infer on the test chests -> froc, ranked by the segmentation, and by the tuned classifier.
 
 The segmentation does not train on some of the chests. Its candidates there are as those in a new scan, so the
-classifier learns from them, too, and is tuned on them. Chests to test malignancy have many nodules each, which are
-judged at their annotated centers: the difference of two AUCs needs more nodules than the test chests have.
+classifier learns from them, too. It is tuned on the validation chests of both networks. Chests to test malignancy have
+many nodules each, which are judged at their annotated centers: the difference of two AUCs needs more nodules than the
+test chests have.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slicemill.bench.schema.base import origin
-from slicemill.bench.schema.nodules import MalignancyScore, NodulesRecord, NodulesScore
+from slicemill.bench.schema.nodules import BandScore, MalignancyScore, NodulesRecord, NodulesScore
 from slicemill.bench.studies.nodule_context import score_candidates
 from slicemill.bench.studies.runner import CommandRunner, lock_experiment
 from slicemill.common.errors import UsageError
 from slicemill.common.files import read_json, write_bytes
+from slicemill.common.tables import read_table
 from slicemill.common.terminal import print_line
 from slicemill.ct.chest.spec import ChestSpec
 from slicemill.ct.overlap import area_under_roc
 from slicemill.infer.malignancy import JudgedNodules, calibrate_malignancy
 from slicemill.infer.tune_classifier import join_nodules, judge_nodules, open_tunable
-from slicemill.measure.evaluation.findings import read_store_findings
+from slicemill.measure.evaluation.findings import Findings, read_store_findings
 from slicemill.measure.evaluation.froc import compare_cpm
 from slicemill.measure.evaluation.luna16 import read_candidates
 from slicemill.store.reader import open_store
 from slicemill.store.split import Split, write_split
 
-LOG = "log.txt"
+Floats = npt.NDArray[np.float64]
+LOG, MODEL, TABLE = "log.txt", "lung.nodules", "candidates.csv"
 NODULES = 10
 """In each chest to train on, and to test malignancy on. Chests to test have as many as LUNA16's scans."""
 LAST_SEED = 99
@@ -61,10 +64,11 @@ class ChestStudy:
     size: int = 416
     """Pixels along a slice's side: 416 of them are 0.8 mm wide each."""
     chests: int = 52
-    """Chests of the segmentation; every thirteenth validates."""
+    """Chests of the segmentation; the last thirteenth validates."""
     unseen: int = 28
-    """Further chests of the classifier; every fifth validates."""
+    """Further chests of the classifier; the last fifth validates."""
     test_chests: int = 40
+    """Chests with as many nodules as LUNA16's scans."""
     malignancy_chests: int = 20
     """Chests with NODULES each, to test malignancy on."""
     seed: int = 41
@@ -76,6 +80,7 @@ class ChestStudy:
     crop_minutes: float = 20.0
     """Time limit of the classifier's training."""
     malignancy_minutes: float = 5.0
+    """Time limit of the training of malignancy."""
     seeds: tuple[int, ...] = (0,)
     """Of the trainings."""
 
@@ -95,8 +100,8 @@ class ChestStudy:
                 f"--seed {self.seed}, --test-seed {self.test_seed}: seeds to train have at most {LAST_SEED}, seeds to "
                 "test more."
             )
-        if not self.seeds:
-            raise UsageError("--seeds: name at least one.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UsageError("--seeds: name at least one, and each once.")
 
 
 def make_splits(study: ChestStudy) -> tuple[Split, Split]:
@@ -125,12 +130,15 @@ def run(study: ChestStudy) -> NodulesRecord:
     ------
     InputError
         A command failed.
+    UsageError
+        The test chests have no nodules, or those of malignancy are all alike.
     ConfigError
         Another process works in the folder.
     """
     with lock_experiment(study.out) as runner:
         for words in plan_chests(study):
             _run(runner, study.out, words)
+        require_nodules(study)
         for seed in study.seeds:
             folder = study.out / f"seed-{seed}"
             folder.mkdir(exist_ok=True)
@@ -139,26 +147,44 @@ def run(study: ChestStudy) -> NodulesRecord:
                 write_split(folder / f"split-{part}.json", split)
             for words in plan_seed(study, folder, seed):
                 _run(runner, study.out, words)
-    return make_record(study)
+        return make_record(study)
 
 
 def _run(runner: CommandRunner, out: Path, words: Sequence[object]) -> None:
-    print_line(" ".join(map(str, words)))
+    print_line(shlex.join(["slicemill", *map(str, words)]))
     runner.run_slicemill(words, out / LOG)
+
+
+def require_nodules(study: ChestStudy) -> None:
+    """Check, before anything is trained, that there is something to score.
+
+    Raises
+    ------
+    UsageError
+        The test chests have no nodules, or those of malignancy are all malignant or all benign.
+    """
+    tested, judged = (read_table(study.out / part / "annotations.csv", required=("malignancy",), keeps_further=True)
+                      for part in ("test", "malignancy"))  # fmt: skip
+    if not tested:
+        raise UsageError(f"--test-chests {study.test_chests}: these chests have no nodule. Draw more.")
+    if len({row.cells["malignancy"] for row in judged}) < 2:
+        raise UsageError(
+            f"--malignancy-chests {study.malignancy_chests}: the nodules of these chests are all malignant or all "
+            "benign. Draw more."
+        )
 
 
 def plan_chests(study: ChestStudy) -> list[list[object]]:
     """Return the commands that draw chests and make their stores."""
-    out, many = study.out, ["--nodules", NODULES]
-    parts: list[tuple[str, int, int, list[object]]] = [
-        ("train", study.chests + study.unseen, study.seed, list(many)),
-        ("test", study.test_chests, study.test_seed, []),
-        ("malignancy", study.malignancy_chests, study.test_seed + 1, list(many)),
-    ]
+    out, full = study.out, ["--nodules", NODULES]
     lines: list[list[object]] = []
-    for name, cases, seed, more in parts:
-        drawn = ["phantom", out / name, "--lungs", "--cases", cases, "--seed", seed, "--size", study.size]
-        lines += [[*drawn, *more], _ingest(out / name, out / f"{name}-store")]
+    for part, cases, seed, count in (
+        ("train", study.chests + study.unseen, study.seed, full),
+        ("test", study.test_chests, study.test_seed, []),
+        ("malignancy", study.malignancy_chests, study.test_seed + 1, full),
+    ):
+        drawn = ["phantom", out / part, "--lungs", "--cases", cases, "--seed", seed, "--size", study.size]
+        lines += [[*drawn, *count], _ingest(out / part, out / f"{part}-store")]
     return lines
 
 
@@ -168,27 +194,26 @@ def _ingest(chests: Path, store: Path) -> list[object]:
 
 def plan_seed(study: ChestStudy, folder: Path, seed: int) -> list[list[object]]:
     """Return the commands of a seed of the trainings."""
-    out, store = study.out, folder / "store"
-    segmentation, model, found = folder / "segmentation.onnx", folder / "lung.nodules", folder / "found-in-training"
+    out, store, found = study.out, folder / "store", folder / "found"
+    segmentation, model, found_in_training = folder / "segmentation.onnx", folder / MODEL, folder / "found-in-training"
     settings = ["--recipe", "nodules", "--config", folder / "settings.toml", "--epochs", 4]
     split = ["--split", folder / f"split-{CLASSIFIER}.json"]
     crops = ["--crops", *split, "--seed", seed, "--epochs"]
-    judged, tested = folder / "found", out / "test-store"
-    small = ["--viewer-mb", 0]
+    no_pages = ["--viewer-mb", 0]
     return [
         ["train", out / "train-store", folder / SEGMENTATION, *settings, "--seed", seed, "--max-minutes", study.minutes,
          "--split", folder / f"split-{SEGMENTATION}.json"],
         ["export", folder / SEGMENTATION, segmentation],
-        ["infer", segmentation, out / "train" / "scans", "--out", found, "--candidates", *small],
-        [*_ingest(out / "train", store), "--candidates", found / "candidates.csv"],
+        ["infer", segmentation, out / "train" / "scans", "--out", found_in_training, "--candidates", *no_pages],
+        [*_ingest(out / "train", store), "--candidates", found_in_training / "candidates.csv"],
         ["train", store, folder / CLASSIFIER, *crops, 1000, "--max-minutes", study.crop_minutes],
         ["train", store, folder / "malignancy", *crops, 100, "--malignancy", "--from", folder / CLASSIFIER,
          "--max-minutes", study.malignancy_minutes],
         ["export", folder / "malignancy", model, "--segmentation", segmentation],
         ["tune", model, store, *split],
-        ["infer", model, out / "test" / "scans", "--out", judged, *small],
+        ["infer", model, out / "test" / "scans", "--out", found, *no_pages],
         *(
-            ["froc", judged / "candidates.csv", tested, "--ranked-by", column, "--out", folder / f"scores-{name}"]
+            ["froc", found / TABLE, out / "test-store", "--ranked-by", column, "--out", folder / f"scores-{name}"]
             for name, column in RANKED_BY.items()
         ),
     ]  # fmt: skip
@@ -197,80 +222,102 @@ def plan_seed(study: ChestStudy, folder: Path, seed: int) -> list[list[object]]:
 def make_record(study: ChestStudy) -> NodulesRecord:
     """Return the record of what all commands made."""
     findings = read_store_findings(study.out / "test-store", None, None)
-    scores: list[NodulesScore] = []
-    malignancy: list[MalignancyScore] = []
-    for seed in study.seeds:
-        folder = study.out / f"seed-{seed}"
-        table = folder / "found" / "candidates.csv"
-        counted = {
-            name: score_candidates(read_candidates(table, findings, column), findings)
-            for name, column in RANKED_BY.items()
-        }
-        gain = compare_cpm(counted[CLASSIFIER].hits, counted[SEGMENTATION].hits, None)
-        for name, one in counted.items():
-            froc = read_json(folder / f"scores-{name}" / "froc.json")
-            scores.append(
-                NodulesScore(
-                    seed=seed,
-                    ranked_by=name,
-                    cpm=froc["cpm"],
-                    cpm_interval=froc["cpm_interval"],
-                    sensitivity=froc["sensitivity_between"],
-                    by_diameter={part: [curve["findings"], curve["cpm"]] for part, curve in froc["parts"].items()},
-                    found=one.found,
-                    false_alarms=one.false_alarms,
-                    gain=round(gain.difference, 4) if name == CLASSIFIER else None,
-                    gain_interval=[round(value, 4) for value in gain.interval] if name == CLASSIFIER else None,
-                )
-            )
-        malignancy.append(_score_malignancy(folder / "lung.nodules", study.out / "malignancy-store", seed))
-    shared = set(NodulesRecord.__struct_fields__) & set(ChestStudy.__dataclass_fields__)
-    amounts: dict[str, Any] = {name: getattr(study, name) for name in shared}
+    folders = {seed: study.out / f"seed-{seed}" for seed in study.seeds}
     return NodulesRecord(
+        size=study.size,
+        chests=study.chests,
+        unseen=study.unseen,
+        test_chests=study.test_chests,
+        malignancy_chests=study.malignancy_chests,
+        seed=study.seed,
+        test_seed=study.test_seed,
+        minutes=study.minutes,
+        crop_minutes=study.crop_minutes,
+        malignancy_minutes=study.malignancy_minutes,
         nodules=sum(len(points) for points in findings.included.values()),
-        scores=scores,
-        malignancy=malignancy,
-        **amounts,
+        scores=[score for seed, folder in folders.items() for score in _score_rankings(folder, findings, seed)],
+        malignancy=[
+            _score_malignancy(folder / MODEL, study.out / "malignancy-store", seed) for seed, folder in folders.items()
+        ],
         **origin(),
     )
+
+
+def _score_rankings(folder: Path, findings: Findings, seed: int) -> list[NodulesScore]:
+    """Score the candidates as the segmentation ranks them, and as the classifier does."""
+    counted = {
+        name: score_candidates(read_candidates(folder / "found" / TABLE, findings, column), findings)
+        for name, column in RANKED_BY.items()
+    }
+    gain = compare_cpm(counted[CLASSIFIER].hits, counted[SEGMENTATION].hits)
+    scores = []
+    for name, one in counted.items():
+        froc = read_json(folder / f"scores-{name}" / "froc.json")
+        compared = name == CLASSIFIER
+        scores.append(
+            NodulesScore(
+                seed=seed,
+                ranked_by=name,
+                cpm=round(froc["cpm"], 4),
+                cpm_interval=_round(froc["cpm_interval"]),
+                sensitivity=_round(froc["sensitivity_between"]),
+                by_diameter={
+                    band: BandScore(
+                        nodules=part["findings"],
+                        cpm=None if part["cpm"] is None else round(part["cpm"], 4),
+                        cpm_interval=None if part["cpm"] is None else _round(part["cpm_interval"]),
+                    )
+                    for band, part in froc["parts"].items()
+                },
+                found=one.found,
+                false_alarms=one.false_alarms,
+                gain=round(gain.difference, 4) if compared else None,
+                gain_interval=_round(gain.interval) if compared else None,
+            )
+        )
+    return scores
+
+
+def _round(values: Sequence[float]) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 def _score_malignancy(model: Path, store: Path, seed: int) -> MalignancyScore:
     """Judge the nodules of a store at their annotated centers."""
     classifier = open_tunable(model, "cpu")
-    parts = [judge_nodules(classifier, case, ratings=False) for case in open_store(store).values()]
+    chests = [judge_nodules(classifier, case, ratings=False) for case in open_store(store).values()]
     numbers = classifier.card.malignancy_calibration
-    judged = join_nodules(parts)
-    both = calibrate_malignancy(judged.output, judged.diameter_mm, numbers)
-    low, high = bootstrap_gain(parts, [calibrate_malignancy(part.output, part.diameter_mm, numbers) for part in parts])
+    judged = join_nodules(chests)
     diameter = area_under_roc(judged.malignant, judged.diameter_mm)
-    area = area_under_roc(judged.malignant, both)
+    area, interval = None, None
+    if numbers is not None:
+        both = [calibrate_malignancy(chest.output, chest.diameter_mm, numbers) for chest in chests]
+        area, interval = area_under_roc(judged.malignant, np.concatenate(both)), bootstrap_gain(chests, both)
     return MalignancyScore(
         seed=seed,
         nodules=len(judged.malignant),
         malignant=int(judged.malignant.sum()),
         auc_diameter=round(diameter, 4),
         auc_output=round(area_under_roc(judged.malignant, judged.output), 4),
-        auc_both=round(area, 4),
-        gain=round(area - diameter, 4),
-        gain_interval=[round(low, 4), round(high, 4)],
+        auc_both=None if area is None else round(area, 4),
+        gain=None if area is None else round(area - diameter, 4),
+        gain_interval=None if interval is None else _round(interval),
     )
 
 
-def bootstrap_gain(
-    chests: Sequence[JudgedNodules], malignancy: Sequence[npt.NDArray[np.float64]]
-) -> tuple[float, float]:
-    """Return the 95 % interval, over chests, of the AUC of `malignancy` minus that of the diameter."""
+def bootstrap_gain(chests: Sequence[JudgedNodules], malignancy: Sequence[Floats]) -> tuple[float, float]:
+    """Return the 95 % interval, over chests, of the AUC of `malignancy` minus that of the diameter.
+
+    `malignancy`: float64[n] of each chest. Samples of one class are left out; the chests together must have both.
+    """
     rng = np.random.default_rng(0)
-    gains = []
-    for _ in range(RESAMPLES):
+    gains: list[float] = []
+    while len(gains) < RESAMPLES:
         drawn = rng.integers(len(chests), size=len(chests))
         truth = np.concatenate([chests[index].malignant for index in drawn])
         if truth.any() and not truth.all():
             diameter = np.concatenate([chests[index].diameter_mm for index in drawn])
-            both = np.concatenate([malignancy[index] for index in drawn])
-            gains.append(area_under_roc(truth, both) - area_under_roc(truth, diameter))
-    if not gains:
-        return float("nan"), float("nan")
+            told = np.concatenate([malignancy[index] for index in drawn])
+            gains.append(area_under_roc(truth, told) - area_under_roc(truth, diameter))
     low, high = np.percentile(gains, [2.5, 97.5])
     return float(low), float(high)

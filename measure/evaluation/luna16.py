@@ -27,7 +27,7 @@ from slicemill.measure.evaluation.malignancy import MalignancyScores
 Floats = npt.NDArray[np.float64]
 MOST_CANDIDATES = 100
 PROBABILITY = "probability"
-"""Column of LUNA16's tables that ranks detections."""
+"""Column of LUNA16's tables. It ranks detections, unless the segmentation's own probability is to do so."""
 BANDS = (("below 6 mm", 0.0, 6.0), ("6 to 10 mm", 6.0, 10.0), ("10 mm and above", 10.0, np.inf))
 """Bands of diameters: name, first diameter, and the first of the next band, mm."""
 
@@ -70,7 +70,7 @@ class Luna16Result:
 def score_points(results: Path, findings: Findings, ranked_by: str = PROBABILITY) -> Luna16Result:
     """Score point detections from a file in LUNA16's format. Candidates of unlisted scans are ignored and counted.
 
-    `ranked_by`: the column that ranks them.
+    `ranked_by`: the column that ranks them, the highest first.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def score_points(results: Path, findings: Findings, ranked_by: str = PROBABILITY
 
 
 def read_candidates(results: Path, findings: Findings, ranked_by: str = PROBABILITY) -> dict[str, Floats]:
-    """Read point detections: scan -> float64[n, 4], x, y, z in mm, rank; see `score_points` for errors."""
+    """Read point detections: scan -> float64[n, 4], x, y, z in mm, probability; see `score_points` for errors."""
     points = read_points(results, ranked_by)
     scans = findings.aliases.resolve_all(points, results)
     return {scans[name]: rows for name, rows in points.items()}

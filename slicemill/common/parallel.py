@@ -63,7 +63,8 @@ def _run_until_crash(
     """Yield the results of all items, or of those that were finished before a process crashed."""
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(threads,))
     try:
         waiting = {pool.submit(_work_unless_ending, work, item): index for index, item in items.items()}
         for future in as_completed(waiting):
@@ -81,13 +82,14 @@ def _run_until_crash(
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Make a worker compute in one thread, and exit silently on Ctrl-C, on SIGTERM, and after its main process.
+def _start_worker(threads: int) -> None:
+    """Make a worker exit silently on Ctrl-C and on SIGTERM, and when its main process was killed; divide the cores.
 
-    OpenBLAS, which takes a thread for each core by default, reads its variable when numpy is loaded: after this. With
-    as many workers as cores, its threads take turns and wait for each other.
+    OpenBLAS takes a thread for each core by default, and those of several workers would take turns and wait for each
+    other. It reads the variable when numpy is loaded: after this, unless the user's own script loads numpy when a
+    worker imports it.
     """
-    os.putenv("OPENBLAS_NUM_THREADS", "1")
+    os.putenv("OPENBLAS_NUM_THREADS", str(threads))
     for number in SIGNALS:
         signal.signal(number, _exit)
     bound_thread_starts()

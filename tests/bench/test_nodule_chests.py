@@ -10,10 +10,17 @@ from typer.testing import CliRunner
 
 from slicemill.bench.cli import bench
 from slicemill.bench.records.readme import KINDS, format_record
-from slicemill.bench.schema.base import read_record
-from slicemill.bench.schema.nodules import NodulesRecord
+from slicemill.bench.schema.base import origin, read_record
+from slicemill.bench.schema.nodules import BandScore, MalignancyScore, NodulesRecord, NodulesScore
 from slicemill.bench.studies import nodule_chests
-from slicemill.bench.studies.nodule_chests import ChestStudy, bootstrap_gain, make_splits, plan_chests, plan_seed
+from slicemill.bench.studies.nodule_chests import (
+    ChestStudy,
+    bootstrap_gain,
+    make_splits,
+    plan_chests,
+    plan_seed,
+    require_nodules,
+)
 from slicemill.cli import commands
 from slicemill.common.errors import UsageError
 from slicemill.infer.malignancy import JudgedNodules
@@ -34,10 +41,12 @@ def test_each_command_is_one_that_slicemill_has(tmp_path):
 
 
 def test_no_command_that_learns_reads_a_test_chest(tmp_path):
-    for words in all_words(tmp_path):
-        if words[0] in ("train", "export", "tune"):
-            tested = [str(tmp_path / f"{part}-store") for part in ("test", "malignancy")]
-            assert not set(tested) & set(words)
+    lines = all_words(tmp_path)
+    last = max(number for number, words in enumerate(lines) if words[0] in ("train", "export", "tune"))
+    first = min(number for number, words in enumerate(lines) if words[0] == "train")
+    for words in lines[first : last + 1]:
+        assert not [word for word in words if Path(word).name.startswith("test") or "malignancy-store" in word]
+        assert str(tmp_path / "malignancy") not in words
     seeds = [words[words.index("--seed") + 1] for words in all_words(tmp_path) if words[0] == "phantom"]
     assert seeds == ["41", "9006", "9007"]
 
@@ -67,6 +76,7 @@ def test_the_settings_are_known(tmp_path):
         ({"seed": 100}, "at most 99"),
         ({"test_seed": 41}, "at most 99"),
         ({"seeds": ()}, "--seeds: name at least one"),
+        ({"seeds": (1, 1)}, "each once"),
     ],
 )
 def test_too_few_chests_and_seeds_of_tests_are_refused(amounts, message):
@@ -86,9 +96,51 @@ def test_an_order_that_the_diameter_gets_wrong_is_a_gain():
     assert bootstrap_gain(chests, [chest.diameter_mm for chest in chests]) == (0.0, 0.0)
 
 
-def test_without_both_classes_there_is_no_interval():
-    chest = JudgedNodules(output=np.zeros(2), diameter_mm=np.ones(2), malignant=np.zeros(2, dtype=bool))
-    assert np.isnan(bootstrap_gain([chest], [np.zeros(2)])).all()
+@pytest.mark.parametrize(("part", "option"), [("test", "--test-chests 40"), ("malignancy", "--malignancy-chests 20")])
+def test_chests_without_anything_to_score_are_refused_before_the_training(part, option, tmp_path):
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm,kind,place,malignancy\n"
+    rows = "a,0,0,0,5,solid,free,1\nb,0,0,0,5,solid,free,0\n"
+    for name in ("test", "malignancy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "annotations.csv").write_text(header + ("" if name == part else rows))
+    with pytest.raises(UsageError, match=option):
+        require_nodules(ChestStudy(out=tmp_path))
+    (tmp_path / part / "annotations.csv").write_text(header + rows)
+    require_nodules(ChestStudy(out=tmp_path))
+
+
+def test_the_table_says_what_was_scored_and_what_was_not_fitted():
+    band = BandScore(nodules=31, cpm=0.25, cpm_interval=[0.125, 0.5])
+    none = BandScore(nodules=0, cpm=None, cpm_interval=None)
+    score = NodulesScore(
+        seed=0,
+        ranked_by="classifier",
+        cpm=0.5,
+        cpm_interval=[0.4, 0.6],
+        sensitivity=[0.5] * 7,
+        by_diameter={"below 6 mm": band, "10 mm and above": none},
+        found=28,
+        false_alarms=80,
+        gain=0.125,
+        gain_interval=[0.1, 0.2],
+    )
+    malignancy = MalignancyScore(
+        seed=0, nodules=20, malignant=4, auc_diameter=0.75, auc_output=0.5, auc_both=None, gain=None, gain_interval=None
+    )
+    study = ChestStudy(out=Path("x"))
+    amounts = {name: getattr(study, name) for name in NodulesRecord.__struct_fields__ if hasattr(study, name)}
+    record = NodulesRecord(nodules=31, scores=[score], malignancy=[malignancy], **amounts, **origin())
+    assert KINDS["nodules"] is NodulesRecord
+    table = format_record(json.loads(json.dumps(record.as_json())))
+    for text in (
+        "| 0 | classifier | 0.500 [0.400, 0.600] | +0.125 [+0.100, +0.200] | 0.500",
+        "| 28 of 31 | 2 |",
+        "CPM below 6 mm (31 nodules)",
+        "| 0.25 [0.12, 0.50] | - |",
+        "| 0 | 20 (4) | 0.750 | 0.500 | - | - |",
+        "31 nodules in 40 synthetic chests of 416 pixels",
+    ):
+        assert text in table
 
 
 @pytest.mark.slow
@@ -100,10 +152,9 @@ def test_a_small_study_goes_from_chests_to_a_table(tmp_path):
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "out" / "nodules.json").read_text())
     record = read_record(NodulesRecord, document)
-    assert KINDS["nodules"] is NodulesRecord
     assert [score.ranked_by for score in record.scores] == ["segmentation", "classifier"]
     assert record.scores[0].found == record.scores[1].found <= record.nodules
     assert record.malignancy[0].nodules == 20
     table = format_record(document)
-    assert table.count("\n| 0 | ") == 3
+    assert table.count("\n| 0 | ") == 5
     assert f"{record.nodules} nodules" in table

@@ -104,17 +104,29 @@ def test_luna16s_files_are_read_and_scans_without_candidates_count(tmp_path):
 def test_another_column_ranks_the_detections(tmp_path):
     truth = write_rows(tmp_path / "truth.csv", "seriesuid,coordX,coordY,coordZ,diameter_mm", "a,0,0,0,10")
     found = write_rows(
-        tmp_path / "out.csv", "seriesuid,coordX,coordY,coordZ,probability,mean", "a,1,1,1,0.2,0.8", "a,50,0,0,0.9,0.1"
+        tmp_path / "out.csv",
+        "seriesuid,coordX,coordY,coordZ,probability,segmentation_mean",
+        "a,1,1,1,0.2,0.8",
+        "a,50,0,0,0.9,0.1",
     )
     scans = write_rows(tmp_path / "scans.csv", "a")
-    for column, first in (("probability", 0.0), ("mean", 1.0)):
+    for column, first in (("probability", 0.0), ("segmentation_mean", 1.0)):
         out = tmp_path / column
         assert froc_command(found, truth, "--scans", scans, "--ranked-by", column, "--out", out)[0] == 0
         document = json.loads((out / "froc.json").read_text())
         assert (document["ranked_by"], document["sensitivity_between"][0]) == (column, first)
-    code, text = froc_command(found, truth, "--scans", scans, "--ranked-by", "sum")
-    assert code == 1
-    assert "has no column sum" in text
+    others = write_rows(tmp_path / "others.csv", "seriesuid,coordX,coordY,coordZ,probability", "a,1,1,1,0.2")
+    for words, expected in (
+        ((others, truth, "--scans", scans, "--ranked-by", "segmentation_mean"), (1, "has no column segmentation_mean")),
+        ((found, truth, "--scans", scans, "--ranked-by", "coordX"), (2, "--ranked-by")),
+        (
+            (found, truth, "--scans", scans, "--ranked-by", "segmentation_mean", "--malignancy-threshold", "0.4"),
+            (2, "malignancy goes with probability"),
+        ),
+    ):
+        code, text = froc_command(*words)
+        assert code == expected[0]
+        assert expected[1] in text
 
 
 def test_findings_that_are_not_scored_are_counted_and_told(tmp_path):

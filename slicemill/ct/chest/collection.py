@@ -35,7 +35,7 @@ from slicemill.ct.chest.spec import ChestSpec
 from slicemill.ct.formats.metaimage.write import write_metaimage
 
 VERSION = 1
-"""Raise it when equal settings give other voxels or annotations."""
+"""Raise it when equal settings give other annotations, or voxels that differ by more than rounding."""
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm", "kind", "place", "malignancy")
 
 
