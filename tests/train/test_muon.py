@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from slicemill.train.network.muon import Muon, orthogonalize
+from slicemill.train.network.muon import ITERATIONS, NEWTON_SCHULZ, Muon, orthogonalize
 
 
 def train_pair(optimizers: list[torch.optim.Optimizer], parameters: list[nn.Parameter], steps: int) -> None:
@@ -26,6 +26,26 @@ def test_orthogonal_matrix_keeps_the_singular_vectors(shape: tuple[int, int]) ->
     assert values.diagonal().min() > 0.3
     assert values.diagonal().max() < 1.3
     torch.testing.assert_close(values - values.diagonal().diag(), torch.zeros_like(values), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(128, 1152), (96, 27)], ids=str)
+@pytest.mark.parametrize(
+    ("noise", "tolerance"), [(1.0, 2e-5), (1e-4, 1e-3)], ids=["full rank", "three strong directions"]
+)
+def test_the_product_of_polynomials_equals_newton_schulz_on_the_matrix(
+    shape: tuple[int, int], noise: float, tolerance: float
+) -> None:
+    """Iteration by iteration in float64, as Jordan et al. write it."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape[0], 3) @ torch.randn(3, shape[1]) + noise * torch.randn(shape)
+    tall = shape[0] > shape[1]
+    x = matrix.double().T if tall else matrix.double()
+    x = x / x.norm()
+    for _ in range(ITERATIONS):
+        square = x @ x.T
+        x = NEWTON_SCHULZ[0] * x + (NEWTON_SCHULZ[1] * square + NEWTON_SCHULZ[2] * square @ square) @ x
+    expected = x.T if tall else x
+    assert (orthogonalize(matrix) - expected).norm() < tolerance * expected.norm()
 
 
 def test_gradient_of_zero_changes_nothing() -> None:
