@@ -15,6 +15,7 @@ from slicemill.common.files import parse_location
 from slicemill.train.config import Config
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as `slicemill train` does, before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 settings.register_profile("search", deadline=None, max_examples=2000, derandomize=False)
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
 settings.load_profile("same")  # the same examples in every run: a failure then comes from a change
