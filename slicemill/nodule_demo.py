@@ -39,7 +39,7 @@ test = 0.0
 class DemoAmounts:
     """How much the demo makes and trains. All amounts are here, and they are counts: no result depends on a clock."""
 
-    cases: int = 24
+    cases: int = 20
     """Chests for training and validation."""
     nodules: int = 10
     """Nodules in each of them. The test chests have as many as LUNA16's scans, 1.3 on average."""
@@ -53,9 +53,9 @@ class DemoAmounts:
     """Channels of the first level of the U-Net."""
     crop: int = 64
     """Side of its training crops, pixels."""
-    epochs: int = 3
+    epochs: int = 2
     """Epochs of the segmentation."""
-    steps: int = 700
+    steps: int = 400
     """Batches in each of these epochs."""
     crop_epochs: int = 24
     """Epochs of the classifier; each draws about as many crops as there are of nodules."""

@@ -44,7 +44,7 @@ RATES: Mapping[Kind, Rate] = {
     "infer": Rate(per_second=15.55, unit="slices", source="two cores, bench/results/infer.json"),
     "join": Rate(per_second=1.0, unit="commands", source=GUESS),
     "ingest candidates": Rate(per_second=378.0, unit="slices", source="one core, bench/results/ingest.json"),
-    "train crops": Rate(per_second=81.0, unit="crops", source="two cores with AVX2, docs/guides/nodules.md"),
+    "train crops": Rate(per_second=129.0, unit="crops", source="two cores with AVX2, a run of `bench nodules`"),
     "tune": Rate(per_second=0.5, unit="scans", source=GUESS),
     "judge": Rate(per_second=15.55, unit="slices", source="two cores, bench/results/infer.json"),
     "froc": Rate(per_second=0.02, unit="commands", source=GUESS),
