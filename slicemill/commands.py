@@ -153,7 +153,7 @@ def demo(
         bool, typer.Option("--lungs", help="Chests with nodules: find them, judge them, and score both by FROC.")
     ] = False,
     cases: Annotated[
-        int | None, typer.Option(help="Phantoms to make: 36 by default; with --lungs 20, and 8 for tests.", min=12)
+        int | None, typer.Option(help="Phantoms to make: 36 by default; with --lungs 18, and 8 for tests.", min=12)
     ] = None,
     epochs: Annotated[
         int | None,
