@@ -28,7 +28,7 @@ help: ## list the targets
 demo: $(VENV)/installed ## the whole way on synthetic CTs, 12 minutes after installation on two cores with AVX2; STRICT=1 fails if a goal is missed; DEMO="--cases 12 --epochs 1" is short
 	$(BIN)/slicemill demo --out demo $(if $(STRICT),--strict-goals) $(DEMO)
 
-nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, 10 minutes or, on a slow processor, much longer
+nodules: $(VENV)/installed ## from points to a FROC curve on synthetic chests with nodules, 8 minutes on two cores with AVX2
 	$(BIN)/slicemill demo --lungs
 
 luna: $(VENV)/installed ## the folds of LUNA16: make luna DATA=DIR OUT=luna FOLD_MINUTES=600; DRY=1 prints the commands and their time
