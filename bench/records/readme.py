@@ -24,8 +24,9 @@ HEADLINES = "headlines"
 """Name of the table in the README."""
 FIGURES = (
     "scores: demo", "scores: real", "quality", "phantoms", "optimizers", "pixels", "yardstick", "ingest",
-    "ingest-dicom", "nodules", "nodule-rules", "nodule-context", "volumes", "store", "loader", "train", "measure", "lits", "all",
-    "infer", "infer-range", "all: peers-loading", "peers-inference", "instructions", "constants", "scale", "plan",
+    "ingest-dicom", "nodules", "nodule-rules", "nodule-context", "volumes", "store", "loader", "train", "measure",
+    "lits", "all", "infer", "infer-range", "all: peers-loading", "peers-inference", "instructions", "constants",
+    "scale", "plan",
 )  # fmt: skip
 """Names of the tables in docs/benchmarks.md. ``KIND: NAME`` is a part of a record; the others are names of records."""
 END = "<!-- end -->"

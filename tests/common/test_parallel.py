@@ -60,8 +60,10 @@ def count_threads(_):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="OpenBLAS starts no threads on one core")
-def test_a_worker_computes_in_one_thread():
-    assert [result for _, result in map_isolated(count_threads, [1, 2], 2, count_threads)] == [0, 0]
+def test_workers_divide_the_cores_among_their_threads():
+    further = len(os.sched_getaffinity(0)) // 2 - 1
+    found = [result for _, result in map_isolated(count_threads, [1, 2], 2, count_threads)]
+    assert all(count <= further for count in found), found
 
 
 def start_naps(folder, script, places):
