@@ -135,7 +135,7 @@ def nodules(
     test_chests: Annotated[int, typer.Option(help="Chests to test on.")] = 40,
     malignancy_chests: Annotated[int, typer.Option(help="Chests of ten nodules each to test malignancy on.")] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the chests to train on, at most 99.")] = 41,
-    test_seed: Annotated[int, typer.Option(help="Seed of the test chests; those of malignancy have the next.")] = 9006,
+    test_seed: Annotated[int, typer.Option(help="Seed of the test chests; those of malignancy have the next.")] = 9008,
     minutes: Annotated[
         float, typer.Option(callback=require_finite, help="Time limit of the segmentation's training.", min=0.1)
     ] = 38.0,

@@ -48,7 +48,7 @@ def test_no_command_that_learns_reads_a_test_chest(tmp_path):
         assert not [word for word in words if Path(word).name.startswith("test") or "malignancy-store" in word]
         assert str(tmp_path / "malignancy") not in words
     seeds = [words[words.index("--seed") + 1] for words in all_words(tmp_path) if words[0] == "phantom"]
-    assert seeds == ["41", "9006", "9007"]
+    assert seeds == ["41", "9008", "9009"]
 
 
 def test_the_segmentation_does_not_see_the_further_chests_and_no_network_its_validation():

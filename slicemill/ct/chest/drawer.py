@@ -15,7 +15,7 @@ from slicemill.ct.chest.shapes import Floats, cover
 from slicemill.ct.chest.slab import Box, Slab, tube_cover
 from slicemill.ct.chest.spec import TEXTURE, ChestSpec
 from slicemill.ct.chest.texture import Texture
-from slicemill.ct.chest.trees import Tubes
+from slicemill.ct.chest.trees import LARGE_AIRWAYS, Tubes
 
 LEFT_LUNG, RIGHT_LUNG, AIRWAY = 3, 4, 5
 """Values of LUNA16's masks of the lungs."""
@@ -23,8 +23,6 @@ LUMEN_HU, WALL_HU, FISSURE_HU, MUCUS_HU = -965, -20, -560, 15
 FIBER_HU, PATCH_HU = 20.0, 14.0
 """Standard deviations of the fine and the coarse mottle of lung, HU."""
 HOLE_HU = -975
-LARGE_AIRWAYS = 3
-"""Trachea and main bronchi are the first tubes of a patient's airways."""
 
 
 @dataclass(frozen=True, kw_only=True)

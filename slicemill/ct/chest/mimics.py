@@ -1,15 +1,24 @@
-"""What has the density of a nodule and is none: scars, bands, plaques, mucus, lymph nodes, ends of ribs, knots."""
+"""What has the density of a nodule and is none: scars, bands, plaques, mucus, lymph nodes, ends of ribs, knots.
+
+A nodule is a rounded opacity, mostly surrounded by lung (British Thoracic Society guidelines, Thorax 2015, table 1). So
+none of these may be round and lie free in the lung: readers would call it a nodule, and a network that finds it would
+be right. Each is long or flat, or sits on something larger.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from slicemill.ct.chest.patient import SIDES, Patient, cavity_distance
+from slicemill.ct.chest.patient import SIDES, Patient, cavity_distance, nearest_lung
 from slicemill.ct.chest.places import split
-from slicemill.ct.chest.trees import LungTrees, Tubes, sample_lung
+from slicemill.ct.chest.trees import LARGE_AIRWAYS, LungTrees, Tubes, sample_lung
 
 Floats = npt.NDArray[np.float64]
+UNEVEN_MM = 6.0
+"""A lung reaches up to so far beyond the even inner surface of the chest wall, or stays away from it."""
+HILAR_BRONCHUS_MM = 2.8
+"""Smallest radius of the bronchi beside which hilar lymph nodes lie: the first few of each lung."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +62,7 @@ def draw_mimics(patient: Patient, trees: LungTrees, rng: np.random.Generator) ->
     lumps = [
         *_draw_scars(patient, rng),
         *_draw_plaques(patient, rng),
-        *_draw_hilar_nodes(patient, rng),
+        *_draw_hilar_nodes(trees, rng),
         *_draw_rib_ends(patient, rng),
         *_draw_knots(trees, rng),
     ]
@@ -70,74 +79,82 @@ def _turn(rng: np.random.Generator, normal: Floats | None = None) -> Floats:
 
 
 def _wall_normal(patient: Patient, point: Floats) -> Floats:
-    """Return the direction to the chest wall at a point."""
+    """Return the direction to the lung's surface at a point."""
     steps = point + np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    x, y, z = split(steps)
-    values = cavity_distance(patient, x, y, z).astype(np.float64)
+    values = nearest_lung(patient, *split(steps)).astype(np.float64)
     slope = values[1:] - values[0]
     return np.asarray(slope / max(float(np.linalg.norm(slope)), 1e-6), dtype=np.float64)
 
 
-def _near_wall(patient: Patient, rng: np.random.Generator, depth_mm: tuple[float, float]) -> Floats:
-    """Draw a point in a lung, at a depth below the chest wall within two limits."""
+def _near_wall(patient: Patient, rng: np.random.Generator, deepest_mm: float) -> Floats:
+    """Draw a point in a lung, at most so deep below its surface at the chest wall."""
     while True:
         side = SIDES[int(rng.integers(2))]
         points = sample_lung(patient, side, 1024, rng, depth_mm=0.0)
-        depth = -cavity_distance(patient, *split(points))
-        fitting = points[(depth >= depth_mm[0]) & (depth <= depth_mm[1])]
+        deep = -nearest_lung(patient, *split(points)) > deepest_mm
+        at_wall = -cavity_distance(patient, *split(points)) < deepest_mm + UNEVEN_MM
+        fitting = points[at_wall & ~deep]
         if len(fitting):
             return np.asarray(fitting[0], dtype=np.float64)
 
 
 def _draw_scars(patient: Patient, rng: np.random.Generator) -> list[Lump]:
-    """Draw scars and bands: flat or long, most of them near the pleura, and small round ones that are shorter."""
+    """Draw scars and bands: at least 2.5 times as long as wide, most of them near the pleura."""
     lumps = []
     for _ in range(int(rng.integers(3, 12))):
-        point = _near_wall(patient, rng, (1.0, 40.0))
-        half = np.array([rng.uniform(3, 16), rng.uniform(1.5, 5), rng.uniform(0.7, 1.8)])
+        point = _near_wall(patient, rng, 40.0)
+        wide = rng.uniform(1.2, 4.5)
+        half = np.array([max(wide * rng.uniform(2.5, 5.0), 5.0), wide, rng.uniform(0.7, 1.6)])
         lumps.append(Lump(center=point, frame=_turn(rng), half_mm=half, hu=float(rng.uniform(-250, 40)), soft_mm=0.6))
     return lumps
 
 
 def _draw_plaques(patient: Patient, rng: np.random.Generator) -> list[Lump]:
-    """Draw plaques and thickenings of the pleura: flat, along the chest wall."""
+    """Draw plaques and thickenings of the pleura: on the chest wall, at least three times as wide as high."""
     lumps = []
     for _ in range(int(rng.integers(0, 8))):
-        point = _near_wall(patient, rng, (0.0, 2.0))
-        half = np.array([rng.uniform(3, 12), rng.uniform(3, 9), rng.uniform(1.2, 2.8)])
+        point = _near_wall(patient, rng, 0.8)
+        height = rng.uniform(1.0, 2.5)
+        half = np.array([height * rng.uniform(3, 6), height * rng.uniform(3, 5), height])
         frame = _turn(rng, _wall_normal(patient, point))
         lumps.append(Lump(center=point, frame=frame, half_mm=half, hu=float(rng.uniform(20, 90)), soft_mm=0.5))
     return lumps
 
 
-def _draw_hilar_nodes(patient: Patient, rng: np.random.Generator) -> list[Lump]:
-    """Draw lymph nodes at the hilum, which bulge into the lung."""
+def _draw_hilar_nodes(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
+    """Draw lymph nodes on the wall of the first bronchi of each lung."""
+    bronchi = trees.bronchi
+    near = np.flatnonzero(bronchi.radii > HILAR_BRONCHUS_MM)
+    near = near[near >= LARGE_AIRWAYS]  # nodes at trachea and main bronchi are not in the lung
     lumps = []
-    for side in SIDES:
-        for _ in range(int(rng.integers(1, 4))):
-            center = np.array([side * 34 * patient.girth, 8.0, 12.0]) + rng.normal(0, (4, 10, 14))
-            half = rng.uniform(3.5, 8, 3)
-            lumps.append(Lump(center=center, frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 60))))
+    for index in rng.choice(near, int(rng.integers(2, 7))):
+        along = bronchi.ends[index] - bronchi.starts[index]
+        away = np.cross(along, rng.standard_normal(3))
+        away /= max(float(np.linalg.norm(away)), 1e-6)
+        half = rng.uniform(3.5, 8, 3)
+        wall = 1.2 * bronchi.radii[index] + 0.3
+        center = bronchi.starts[index] + rng.random() * along + away * (wall + 0.7 * half.min())
+        lumps.append(Lump(center=center, frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 60))))
     return lumps
 
 
 def _draw_rib_ends(patient: Patient, rng: np.random.Generator) -> list[Lump]:
-    """Draw ends of ribs and spurs of vertebrae that push the pleura inward."""
+    """Draw ends of ribs and spurs of vertebrae that push the pleura inward: caps, wider than high."""
     lumps = []
     for _ in range(int(rng.integers(2, 7))):
-        point = _near_wall(patient, rng, (-1.0, 1.5))
-        half = np.array([rng.uniform(5, 9), rng.uniform(4, 6), rng.uniform(2.0, 4.5)])
+        point = _near_wall(patient, rng, 0.5)
+        half = np.array([rng.uniform(5, 9), rng.uniform(4.5, 6), rng.uniform(2.0, 3.8)])
         frame = _turn(rng, _wall_normal(patient, point))
         lumps.append(Lump(center=point, frame=frame, half_mm=half, hu=float(rng.uniform(80, 250)), soft_mm=0.8))
     return lumps
 
 
 def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
-    """Draw knots where vessels divide, and vessels that are wider for a short way: as thick as a small nodule."""
+    """Draw knots where vessels divide, and vessels that are wider for a short way, at least twice as long as thick."""
     lumps = []
     chosen = rng.permutation(len(trees.forks))[: int(0.35 * len(trees.forks))]
     for *center, radius in trees.forks[chosen]:
-        half = radius * rng.uniform(1.15, 1.75) * rng.uniform(0.85, 1.15, 3)
+        half = radius * rng.uniform(1.05, 1.4) * rng.uniform(0.9, 1.1, 3)
         lumps.append(Lump(center=np.array(center), frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 55))))
     vessels = trees.vessels
     thin = rng.permutation(np.flatnonzero((vessels.radii > 0.55) & (vessels.radii < 1.9)))
@@ -145,8 +162,8 @@ def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
         along = vessels.ends[index] - vessels.starts[index]
         length = float(np.linalg.norm(along))
         frame = _turn(rng, along / max(length, 1e-6))
-        wide = vessels.radii[index] * rng.uniform(1.7, 2.7)
-        half = np.array([wide, wide * rng.uniform(0.8, 1.1), wide * rng.uniform(1.2, 2.2)])
+        wide = vessels.radii[index] * rng.uniform(1.2, 1.7)
+        half = np.array([wide, wide * rng.uniform(0.8, 1.1), wide * rng.uniform(2.0, 4.0)])
         center = vessels.starts[index] + along * rng.random()
         lumps.append(Lump(center=center, frame=frame, half_mm=half, hu=float(rng.uniform(20, 50))))
     return lumps

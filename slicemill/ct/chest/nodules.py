@@ -8,7 +8,16 @@ import numpy.typing as npt
 from slicemill.ct.chest.nodule_shape import Shape, draw_shape
 from slicemill.ct.chest.patient import Patient
 from slicemill.ct.chest.places import Surroundings, find_place, measure
-from slicemill.ct.chest.spec import KINDS, PLACES, Kind, Place, draw_diameter, draw_key
+from slicemill.ct.chest.spec import (
+    KINDS,
+    PLACES,
+    SMALL_KINDS,
+    SMALLEST_PART_SOLID_MM,
+    Kind,
+    Place,
+    draw_diameter,
+    draw_key,
+)
 from slicemill.ct.chest.trees import LungTrees
 
 Floats = npt.NDArray[np.float64]
@@ -79,7 +88,7 @@ def draw_nodules(patient: Patient, trees: LungTrees, count: int, rng: np.random.
 
 def draw_loose_nodule(diameter_mm: float, place: Place, rng: np.random.Generator) -> Nodule:
     """Draw a nodule around 0, which is to be put into a place."""
-    kind = draw_key(rng, KINDS)
+    kind = draw_key(rng, SMALL_KINDS if diameter_mm < SMALLEST_PART_SOLID_MM else KINDS)
     suspicious = float(1 / (1 + np.exp(-STEEPNESS * np.log(diameter_mm / HALF_SUSPICIOUS_MM))))
     spiculated = kind in ("solid", "part-solid") and rng.random() < suspicious
     radius = diameter_mm / 2

@@ -27,7 +27,11 @@ MANY = 0.03
 Kind = Literal["solid", "part-solid", "ground-glass", "calcified"]
 Place = Literal["free", "vessel", "pleura", "fissure"]
 K = TypeVar("K", bound=str)
-KINDS: dict[Kind, float] = {"solid": 0.60, "part-solid": 0.15, "ground-glass": 0.20, "calcified": 0.05}
+SMALLEST_PART_SOLID_MM = 6.0
+"""Below it, a solid part cannot be told apart (Fleischner Society guidelines, Radiology 2017)."""
+SMALL_KINDS: dict[Kind, float] = {"solid": 0.75, "ground-glass": 0.20, "calcified": 0.05}
+KINDS: dict[Kind, float] = {"solid": 0.49, "part-solid": 0.26, "ground-glass": 0.20, "calcified": 0.05}
+"""Below SMALLEST_PART_SOLID_MM, and from there on: of all nodules, 60 % are solid and 15 % part-solid."""
 PLACES: dict[Place, float] = {"free": 0.45, "vessel": 0.25, "pleura": 0.25, "fissure": 0.05}
 
 

@@ -21,6 +21,8 @@ ROOT_MM = {"artery": 6.6, "vein": 5.8}
 """Radius of a tree's first branch."""
 SMALLEST_BRONCHUS_MM = 0.85
 """Radius of the smallest artery whose bronchus is drawn: CT shows none below 2 mm."""
+LARGE_AIRWAYS = 3
+"""Trachea and main bronchi are the first tubes of a patient's airways."""
 SHARE_OF_WAY = 0.42
 FREE_OF_VESSELS_MM = 2.5
 """Distance of the last branches from the pleura."""

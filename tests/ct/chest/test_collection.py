@@ -84,7 +84,7 @@ def test_a_second_run_draws_nothing_and_a_longer_one_adds(chests, monkeypatch):
 @pytest.mark.parametrize("other", [ChestSettings(seed=101, size=128), ChestSettings(seed=100, size=160)])
 def test_a_folder_keeps_to_its_settings(tmp_path, other):
     collection.claim(tmp_path, SMALL)
-    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 1"):
+    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 2"):
         next(write_chests(tmp_path, other, 1))
 
 
@@ -102,9 +102,9 @@ def test_the_number_of_nodules_is_a_setting_of_the_folder(tmp_path):
         "seed": 100,
         "size": 128,
         "nodules": 5,
-        "version": 1,
+        "version": 2,
     }
-    with pytest.raises(InputError, match=r"requested are seed 100, size 128, version 1"):
+    with pytest.raises(InputError, match=r"requested are seed 100, size 128, version 2"):
         collection.claim(tmp_path, SMALL)
 
 
@@ -226,4 +226,4 @@ def test_metaimage_files_are_what_simpleitk_reads(tmp_path, compressed, dtype):
 
 def test_the_settings_are_a_document(tmp_path):
     collection.claim(tmp_path, SMALL)
-    assert json.loads((tmp_path / "phantom.json").read_text()) == {"seed": 100, "size": 128, "version": 1}
+    assert json.loads((tmp_path / "phantom.json").read_text()) == {"seed": 100, "size": 128, "version": 2}
