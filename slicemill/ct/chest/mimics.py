@@ -154,7 +154,7 @@ def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
     lumps = []
     chosen = rng.permutation(len(trees.forks))[: int(0.35 * len(trees.forks))]
     for *center, radius in trees.forks[chosen]:
-        half = radius * rng.uniform(1.05, 1.4) * rng.uniform(0.9, 1.1, 3)
+        half = radius * rng.uniform(1.1, 1.65) * rng.uniform(0.88, 1.12, 3)
         lumps.append(Lump(center=np.array(center), frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 55))))
     vessels = trees.vessels
     thin = rng.permutation(np.flatnonzero((vessels.radii > 0.55) & (vessels.radii < 1.9)))
@@ -162,7 +162,7 @@ def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
         along = vessels.ends[index] - vessels.starts[index]
         length = float(np.linalg.norm(along))
         frame = _turn(rng, along / max(length, 1e-6))
-        wide = vessels.radii[index] * rng.uniform(1.2, 1.7)
+        wide = vessels.radii[index] * rng.uniform(1.4, 2.2)
         half = np.array([wide, wide * rng.uniform(0.8, 1.1), wide * rng.uniform(2.0, 4.0)])
         center = vessels.starts[index] + along * rng.random()
         lumps.append(Lump(center=center, frame=frame, half_mm=half, hu=float(rng.uniform(20, 50))))
