@@ -136,10 +136,10 @@ def claim(folder: Path, settings: ChestSettings | InsertSettings) -> None:
         return
     earlier = read_json(place)
     if earlier != wanted:
-        raise InputError(
-            f"the folder has phantoms of {_list(earlier)}; requested are {_list(wanted)}. Use another folder.",
-            where=place,
-        )
+        reason = f"the folder has phantoms of {_list(earlier)}; requested are {_list(wanted)}. "
+        if earlier == {**wanted, "version": earlier.get("version")}:
+            reason += "This version of slicemill draws other phantoms. "
+        raise InputError(f"{reason}Use another folder.", where=place)
 
 
 def prepare_table(folder: Path, names: Collection[str]) -> None:

@@ -1,8 +1,9 @@
 """What has the density of a nodule and is none: scars, bands, plaques, mucus, lymph nodes, ends of ribs, knots.
 
 A nodule is a rounded opacity, mostly surrounded by lung (British Thoracic Society guidelines, Thorax 2015, table 1). So
-none of these may be round and lie free in the lung: readers would call it a nodule, and a network that finds it would
-be right. Each is long or flat, or sits on something larger.
+none of these lies round and free in the lung: readers would call it a nodule, and a network that finds it would be
+right. Each is long or flat, or touches a wall, a bronchus or a vessel. Nodules may touch them, too: form, density and
+what is touched tell them apart.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 UNEVEN_MM = 6.0
 """A lung reaches up to so far beyond the even inner surface of the chest wall, or stays away from it."""
 HILAR_BRONCHUS_MM = 2.8
-"""Smallest radius of the bronchi beside which hilar lymph nodes lie: the first few of each lung."""
+"""Smallest radius of the bronchi on which hilar lymph nodes lie: the first few of each lung."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def _draw_plaques(patient: Patient, rng: np.random.Generator) -> list[Lump]:
 
 
 def _draw_hilar_nodes(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
-    """Draw lymph nodes on the wall of the first bronchi of each lung."""
+    """Draw lymph nodes on the walls of the large bronchi."""
     bronchi = trees.bronchi
     near = np.flatnonzero(bronchi.radii > HILAR_BRONCHUS_MM)
     near = near[near >= LARGE_AIRWAYS]  # nodes at trachea and main bronchi are not in the lung
@@ -150,7 +151,7 @@ def _draw_rib_ends(patient: Patient, rng: np.random.Generator) -> list[Lump]:
 
 
 def _draw_knots(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
-    """Draw knots where vessels divide, and vessels that are wider for a short way, at least twice as long as thick."""
+    """Draw knots where vessels divide, and vessels that are wider for a short way, two to four times as long."""
     lumps = []
     chosen = rng.permutation(len(trees.forks))[: int(0.35 * len(trees.forks))]
     for *center, radius in trees.forks[chosen]:

@@ -154,7 +154,13 @@ def test_the_diameter_tells_malignant_nodules_with_an_auc_of_075_and_the_shape_a
     kinds = [nodule.kind for nodule in nodules]
     shares = [kinds.count(kind) / len(kinds) for kind in ("solid", "part-solid", "ground-glass", "calcified")]
     assert shares == pytest.approx([0.60, 0.15, 0.20, 0.05], abs=0.03)
-    assert min(nodule.diameter_mm for nodule in nodules if nodule.kind == "part-solid") >= 6
+
+
+def test_small_nodules_are_not_part_solid():
+    rng = np.random.default_rng(1)
+    small, large = ([draw_loose_nodule(size, "free", rng).kind for _ in range(100)] for size in (5.9, 6.0))
+    assert "part-solid" not in small
+    assert "part-solid" in large
 
 
 def test_surfaces_are_as_uneven_on_a_grid_as_at_points(plan):

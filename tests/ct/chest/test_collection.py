@@ -88,6 +88,12 @@ def test_a_folder_keeps_to_its_settings(tmp_path, other):
         next(write_chests(tmp_path, other, 1))
 
 
+def test_a_folder_of_another_version_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "phantom.json").write_text('{"seed": 100, "size": 128, "version": 1}')
+    with pytest.raises(InputError, match=r"version 2\. This version of slicemill draws other phantoms\. Use another"):
+        next(write_chests(tmp_path, SMALL, 1))
+
+
 @pytest.mark.slow
 def test_each_chest_has_the_number_of_nodules_asked_for():
     plans = [make_plan(ChestSpec(seed=(100, number), size=128, nodules=5)) for number in range(3)]
