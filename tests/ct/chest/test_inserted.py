@@ -68,7 +68,7 @@ def test_nodules_have_the_noise_of_the_scan(chest):
     expected = chest.image[~chest.lungs].std()
     assert patch.std() == pytest.approx(expected, rel=0.25)
     solid = []
-    for seed in range(6):
+    for seed in range(12):
         made = insert_nodules(chest, np.random.default_rng(seed))
         for number, nodule in enumerate(made.nodules, start=1):
             core = ndimage.binary_erosion(made.numbers == number, iterations=2)
