@@ -15,7 +15,7 @@ from slicemill.ct.chest.shapes import Floats, cover
 from slicemill.ct.chest.slab import Box, Slab, tube_cover
 from slicemill.ct.chest.spec import TEXTURE, ChestSpec
 from slicemill.ct.chest.texture import Texture
-from slicemill.ct.chest.trees import LARGE_AIRWAYS, Tubes
+from slicemill.ct.chest.trees import LARGE_AIRWAYS, bronchial_walls
 
 LEFT_LUNG, RIGHT_LUNG, AIRWAY = 3, 4, 5
 """Values of LUNA16's masks of the lungs."""
@@ -57,7 +57,7 @@ class Drawer:
         self._fiber, self._patches = Texture(rng, 2.0), Texture(rng, 9.0)
         self._ticks = ((np.arange(spec.size) - (spec.size - 1) / 2) * spec.pixel_mm).astype(np.float32)
         bronchi = plan.trees.bronchi
-        walls = Tubes(starts=bronchi.starts, ends=bronchi.ends, radii=1.2 * bronchi.radii + 0.3)
+        walls = bronchial_walls(bronchi)
         large = np.arange(len(bronchi)) < LARGE_AIRWAYS
         self._large, self._large_walls = bronchi.pick(large), walls.pick(large)
         self._small, self._walls = bronchi.pick(~large), walls.pick(~large)

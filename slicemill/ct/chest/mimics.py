@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from slicemill.ct.chest.patient import SIDES, Patient, cavity_distance, nearest_lung
 from slicemill.ct.chest.places import split
-from slicemill.ct.chest.trees import LARGE_AIRWAYS, LungTrees, Tubes, sample_lung
+from slicemill.ct.chest.trees import LARGE_AIRWAYS, LungTrees, Tubes, bronchial_walls, sample_lung
 
 Floats = npt.NDArray[np.float64]
 UNEVEN_MM = 6.0
@@ -124,7 +124,7 @@ def _draw_plaques(patient: Patient, rng: np.random.Generator) -> list[Lump]:
 
 def _draw_hilar_nodes(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
     """Draw lymph nodes on the walls of the large bronchi."""
-    bronchi = trees.bronchi
+    bronchi, walls = trees.bronchi, bronchial_walls(trees.bronchi)
     near = np.flatnonzero(bronchi.radii > HILAR_BRONCHUS_MM)
     near = near[near >= LARGE_AIRWAYS]  # nodes at trachea and main bronchi are not in the lung
     lumps = []
@@ -133,14 +133,13 @@ def _draw_hilar_nodes(trees: LungTrees, rng: np.random.Generator) -> list[Lump]:
         away = np.cross(along, rng.standard_normal(3))
         away /= max(float(np.linalg.norm(away)), 1e-6)
         half = rng.uniform(3.5, 8, 3)
-        wall = 1.2 * bronchi.radii[index] + 0.3
-        center = bronchi.starts[index] + rng.random() * along + away * (wall + 0.7 * half.min())
+        center = bronchi.starts[index] + rng.random() * along + away * (walls.radii[index] + 0.7 * half.min())
         lumps.append(Lump(center=center, frame=_turn(rng), half_mm=half, hu=float(rng.uniform(25, 60))))
     return lumps
 
 
 def _draw_rib_ends(patient: Patient, rng: np.random.Generator) -> list[Lump]:
-    """Draw ends of ribs and spurs of vertebrae that push the pleura inward: caps, wider than high."""
+    """Draw ends of ribs that push the pleura inward: caps, wider than high."""
     lumps = []
     for _ in range(int(rng.integers(2, 7))):
         point = _near_wall(patient, rng, 0.5)

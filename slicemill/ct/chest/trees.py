@@ -52,6 +52,11 @@ class Tubes:
         return float((capsule_distance(point - self.starts, self.ends - self.starts) - self.radii).min())
 
 
+def bronchial_walls(bronchi: Tubes) -> Tubes:
+    """Return the outer tubes of bronchi, whose own radii are those of their lumens."""
+    return Tubes(starts=bronchi.starts, ends=bronchi.ends, radii=1.2 * bronchi.radii + 0.3)
+
+
 def join(parts: "list[Tubes]") -> Tubes:
     """Return the tubes of several lists in one."""
     return Tubes(

@@ -7,7 +7,7 @@ from slicemill.ct.chest.mimics import draw_mimics
 from slicemill.ct.chest.patient import draw_patient, nearest_lung
 from slicemill.ct.chest.places import split
 from slicemill.ct.chest.shapes import capsule_distance
-from slicemill.ct.chest.trees import Tubes, grow_trees
+from slicemill.ct.chest.trees import bronchial_walls, grow_trees
 
 FLAT = 2.4
 """Times as long as thick."""
@@ -29,10 +29,8 @@ def surface_points(lump):
 
 def share_in_tubes(lump, trees):
     """Share of its surface in vessels, or in walls of bronchi, that are about half as thick as it is or thicker."""
-    bronchi = trees.bronchi
-    walls = Tubes(starts=bronchi.starts, ends=bronchi.ends, radii=1.2 * bronchi.radii + 0.3)
     inside = np.zeros(100, dtype=bool)
-    for tubes in (trees.vessels, walls):
+    for tubes in (trees.vessels, bronchial_walls(trees.bronchi)):
         away = capsule_distance(lump.center - tubes.starts, tubes.ends - tubes.starts) - tubes.radii
         near = tubes.pick((away < lump.half_mm.max()) & (tubes.radii > 0.45 * lump.half_mm.min()))
         inside |= np.array([near.clearance(point) < 0 for point in surface_points(lump)])
