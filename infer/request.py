@@ -103,7 +103,9 @@ class InferRequest:
             "--range",
         ),
     ] = "auto"
-    mirror: Annotated[bool, _network("Average over mirrored slices; takes four times as long.", "--mirror")] = False
+    mirror: Annotated[
+        bool, _network("Average over each slice and its mirror image; takes twice as long.", "--mirror")
+    ] = False
     overlap: Annotated[
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
     ] = False

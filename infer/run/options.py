@@ -13,6 +13,8 @@ from slicemill.infer.slices.tiles import PLAIN, PredictOptions
 
 DICOM = "dicom_"
 """Start of the names of options about DICOM results in `InferOptions.as_json`."""
+MIRRORED = "mirror left-right"
+"""Name of `mirror` in `InferOptions.as_json`. Results of versions that averaged four images have `mirror`."""
 MAX_READERS, MAX_WRITERS = 8, 8
 MAX_GB = 1e6
 GZIP_RATIO = 50
@@ -90,7 +92,7 @@ class InferOptions:
 
     def as_json(self) -> dict[str, bool]:
         """Return the options that change outputs, if they differ from the defaults; a change segments scans again."""
-        changed = {name: True for name, on in asdict(self.predict).items() if on}
+        changed = {MIRRORED if name == "mirror" else name: True for name, on in asdict(self.predict).items() if on}
         if self.separate:
             changed["separate"] = True
         if not self.postprocess:

@@ -4,12 +4,13 @@ Slices smaller than the network's input are padded with air, centered. Larger sl
 Slices are not rescaled. Each pixel is taken from the tile in which it is farther from the edge.
 
 On request, tiles overlap by half and are averaged. The weights are a Gaussian whose standard deviation is an eighth of
-the side (as in nnU-Net, Isensee et al. 2021). On request, slices are also passed mirrored along y, x and both.
+the side (as in nnU-Net, Isensee et al. 2021). On request, slices are also passed with left and right exchanged, as
+`train` exchanges them in half of its slices. Front and back it never does, so a network has seen no such slice.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ class PredictOptions:
     """Averages over several predictions, and whether probabilities are kept."""
 
     mirror: bool = False
-    """Average over the slice and its three mirror images."""
+    """Average over the slice and its mirror image, left and right exchanged."""
     overlap: bool = False
     """Average over tiles that overlap by half, where a slice needs more than one tile."""
     probability: bool = False
@@ -99,16 +100,16 @@ class SliceTile:
 
     y: Span
     x: Span
-    flip: tuple[int, int] = (1, 1)
-    """Step along y and x: -1 where the axis is mirrored."""
+    step_x: Literal[1, -1] = 1
+    """Step along x: -1 exchanges left and right."""
 
     def cut(self, section: npt.NDArray[np.int16], out: npt.NDArray[np.int16]) -> None:
         """Copy the tile from a slice int16[y, x], HU, to `out`: int16[H, W], padded with air."""
         crop_or_pad(section, (self.y.start, self.x.start), AIR_HU, self.mirror(out))
 
     def mirror(self, tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a view of an array any[..., H, W], mirrored along this tile's mirrored axes."""
-        return tile[..., :: self.flip[0], :: self.flip[1]]
+        """Return a view of an array any[..., H, W], mirrored along x if this tile is."""
+        return tile[..., :: self.step_x]
 
     @property
     def kept(self) -> tuple[slice, slice]:
@@ -137,5 +138,5 @@ def make_tiles(shape: tuple[int, int], size: tuple[int, int], predict: PredictOp
         else cover_axis(extent, side)
         for extent, side in zip(shape, size, strict=True)
     )
-    flips = [(1, 1), (1, -1), (-1, 1), (-1, -1)] if predict.mirror else [(1, 1)]
-    return tuple(SliceTile(y, x, flip) for flip in flips for y, x in product(rows, columns))
+    steps: tuple[Literal[1, -1], ...] = (1, -1) if predict.mirror else (1,)
+    return tuple(SliceTile(y, x, step) for step in steps for y, x in product(rows, columns))

@@ -38,7 +38,7 @@ class Model:
     device
         Number of the GPU.
     mirror
-        Average over mirrored slices; takes four times as long.
+        Average over each slice and its mirror image; takes twice as long.
     overlap
         Average over tiles that overlap by half, if slices need tiles.
     probability
