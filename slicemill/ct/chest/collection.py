@@ -34,7 +34,7 @@ from slicemill.ct.chest.plan import Plan, make_plan, make_protocol, to_file_mm
 from slicemill.ct.chest.spec import ChestSpec
 from slicemill.ct.formats.metaimage.write import write_metaimage
 
-VERSION = 2
+VERSION = 3
 """Raise it when equal settings give other annotations, or voxels that differ by more than rounding."""
 COLUMNS = ("seriesuid", "coordX", "coordY", "coordZ", "diameter_mm", "kind", "place", "malignancy")
 

@@ -8,6 +8,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 DEGREES = (2, 3, 4, 5, 6)
 """Degrees of the spherical harmonics of a surface."""
+SPICULE_MM, TIP = 1.1, 0.4
+"""Largest half width of a spicule where it leaves the nodule, and the share of it that is left at its tip: strands 1 to
+2 mm thick, both fine and coarse by the definition (coarse from 2 mm on: Zwirewich et al., Radiology 1991)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,10 @@ class Shape:
             along = offset @ np.array(direction)
             across = np.sqrt(np.maximum(length**2 - along**2, 0))
             tip = self.radius_mm + beyond
-            width = np.clip((tip - along) / (0.6 * self.radius_mm + beyond), 0, 1) * min(1.1, 0.25 * self.radius_mm)
-            spike = np.where((along > 0) & (along < tip), across - width, np.hypot(across, along - tip))
+            half = min(SPICULE_MM, 0.3 * self.radius_mm)
+            width = half * (1 - (1 - TIP) * np.clip((along - self.radius_mm) / beyond, 0, 1))
+            outward = np.where(along > tip, along - tip, np.where(along < 0, along, 0.0))
+            spike = np.hypot(across, outward) - width
             distance = np.minimum(distance, spike)
         return np.asarray(distance, dtype=np.float64)
 
@@ -57,7 +62,7 @@ def draw_shape(rng: np.random.Generator, radius_mm: float, *, spiculated: bool, 
     count = int(rng.integers(6, 15)) if spiculated else 0
     directions = rng.standard_normal((count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    lengths = radius_mm * rng.uniform(0.25, 0.75, count) + 0.8
+    lengths = radius_mm * rng.uniform(0.4, 1.0, count) + 1.5
     return Shape(
         radius_mm=radius_mm,
         axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),

@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from slicemill.ct.chest.collection import annotate
+from slicemill.ct.chest.nodule_shape import draw_shape
 from slicemill.ct.chest.nodules import draw_loose_nodule
 from slicemill.ct.chest.phantom import make_chest
 from slicemill.ct.chest.plan import make_plan
@@ -154,6 +155,23 @@ def test_the_diameter_tells_malignant_nodules_with_an_auc_of_075_and_the_shape_a
     kinds = [nodule.kind for nodule in nodules]
     shares = [kinds.count(kind) / len(kinds) for kind in ("solid", "part-solid", "ground-glass", "calcified")]
     assert shares == pytest.approx([0.60, 0.15, 0.20, 0.05], abs=0.03)
+
+
+@pytest.mark.parametrize("radius_mm", [4.0, 8.0])
+def test_spicules_are_strands_as_thick_as_a_reader_sees_them(radius_mm):
+    shape = draw_shape(np.random.default_rng(3), radius_mm, spiculated=True)
+    directions, lengths = shape.spicules[:, :3], shape.spicules[:, 3]
+    assert len(lengths) >= 6
+    assert lengths.min() > 3
+    # Zwirewich et al., Radiology 1991: strands into the lung, fine below 2 mm and coarse from there on
+    for reach, thickest, thinnest in ((0.0, 2.3, 2.1), (0.5, 1.6, 1.5), (1.0, 0.9, 0.8)):
+        axis = directions[0] * (radius_mm + reach * lengths[0])
+        beside = np.cross(directions[0], [0.0, 0.0, 1.0])
+        beside /= np.linalg.norm(beside)
+        assert shape.distance(axis + beside * thinnest / 2) < 0
+        if reach:  # at its foot, the waves of the surface may reach farther
+            assert shape.distance(axis + beside * thickest / 2) > 0
+    assert shape.distance(directions[0] * (radius_mm + lengths[0] + 0.5)) > 0
 
 
 def test_small_nodules_are_not_part_solid():

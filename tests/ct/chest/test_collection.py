@@ -84,13 +84,13 @@ def test_a_second_run_draws_nothing_and_a_longer_one_adds(chests, monkeypatch):
 @pytest.mark.parametrize("other", [ChestSettings(seed=101, size=128), ChestSettings(seed=100, size=160)])
 def test_a_folder_keeps_to_its_settings(tmp_path, other):
     collection.claim(tmp_path, SMALL)
-    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 2"):
+    with pytest.raises(InputError, match=r"phantom.json: the folder has phantoms of seed 100, size 128, version 3"):
         next(write_chests(tmp_path, other, 1))
 
 
 def test_a_folder_of_another_version_is_refused_with_the_reason(tmp_path):
     (tmp_path / "phantom.json").write_text('{"seed": 100, "size": 128, "version": 1}')
-    with pytest.raises(InputError, match=r"version 2\. This version of slicemill draws other phantoms\. Use another"):
+    with pytest.raises(InputError, match=r"version 3\. This version of slicemill draws other phantoms\. Use another"):
         next(write_chests(tmp_path, SMALL, 1))
 
 
@@ -108,9 +108,9 @@ def test_the_number_of_nodules_is_a_setting_of_the_folder(tmp_path):
         "seed": 100,
         "size": 128,
         "nodules": 5,
-        "version": 2,
+        "version": 3,
     }
-    with pytest.raises(InputError, match=r"requested are seed 100, size 128, version 2"):
+    with pytest.raises(InputError, match=r"requested are seed 100, size 128, version 3"):
         collection.claim(tmp_path, SMALL)
 
 
@@ -232,4 +232,4 @@ def test_metaimage_files_are_what_simpleitk_reads(tmp_path, compressed, dtype):
 
 def test_the_settings_are_a_document(tmp_path):
     collection.claim(tmp_path, SMALL)
-    assert json.loads((tmp_path / "phantom.json").read_text()) == {"seed": 100, "size": 128, "version": 2}
+    assert json.loads((tmp_path / "phantom.json").read_text()) == {"seed": 100, "size": 128, "version": 3}
