@@ -131,17 +131,17 @@ def yardstick(
 def nodules(
     size: Annotated[int, typer.Option(help="Pixels along a slice's side.", min=128, max=1024)] = 416,
     chests: Annotated[int, typer.Option(help="Chests to train the segmentation on, and to validate it.")] = 52,
-    unseen: Annotated[int, typer.Option(help="Further chests of the classifier.")] = 28,
+    unseen: Annotated[int, typer.Option(help="Further chests of the classifier.")] = 18,
     test_chests: Annotated[int, typer.Option(help="Chests to test on.")] = 40,
-    malignancy_chests: Annotated[int, typer.Option(help="Chests of ten nodules each to test malignancy on.")] = 20,
+    malignancy_chests: Annotated[int, typer.Option(help="Chests of ten nodules each to test malignancy on.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the chests to train on, at most 99.")] = 41,
-    test_seed: Annotated[int, typer.Option(help="Seed of the test chests; those of malignancy have the next.")] = 9008,
+    test_seed: Annotated[int, typer.Option(help="Seed of the test chests; those of malignancy have the next.")] = 9010,
     minutes: Annotated[
         float, typer.Option(callback=require_finite, help="Time limit of the segmentation's training.", min=0.1)
-    ] = 38.0,
+    ] = 36.0,
     crop_minutes: Annotated[
         float, typer.Option(callback=require_finite, help="Time limit of the classifier's training.", min=0.1)
-    ] = 20.0,
+    ] = 16.0,
     malignancy_minutes: Annotated[
         float, typer.Option(callback=require_finite, help="Time limit of the training of malignancy.", min=0.1)
     ] = 5.0,
