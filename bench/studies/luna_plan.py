@@ -36,6 +36,8 @@ class Rate:
 
 
 GUESS = "a guess"
+IMAGES = 2
+"""Of each slice: `infer --mirror` labels its mirror image, too."""
 RATES: Mapping[Kind, Rate] = {
     "ingest": Rate(per_second=378.0, unit="slices", source="one core, bench/results/ingest.json"),
     "split": Rate(per_second=0.1, unit="commands", source=GUESS),
@@ -171,13 +173,13 @@ def _plan_segmentation(fold: _Fold, store: Path, options: LunaOptions) -> list[L
     train += ["--max-minutes", f"{options.minutes:g}"]
     train += [] if options.epochs is None else ["--epochs", options.epochs]
     train += [] if options.config is None else ["--config", options.config]
-    infer = ["infer", fold.segmentation, fold.subset.folder, "--out", fold.found, "--candidates"]
+    infer = ["infer", fold.segmentation, fold.subset.folder, "--out", fold.found, "--candidates", "--mirror"]
     return [
         _step("train", train, fold.run, fold=name, amount=60 * options.minutes),
-        _step("export", ["export", fold.run, fold.segmentation], fold.segmentation, fold=name),
+        _step("export", ["export", fold.run, fold.segmentation, "--probability"], fold.segmentation, fold=name),
         _step(
             "infer", [*infer, "--provider", options.provider], fold.found / "candidates.csv", fold=name,
-            amount=fold.subset.slices,
+            amount=IMAGES * fold.subset.slices,
         ),
     ]  # fmt: skip
 
@@ -187,7 +189,8 @@ def _plan_classifier(fold: _Fold, store: Path, folder: LunaFolder, options: Luna
     name, epochs = fold.subset.name, options.crop_epochs
     train: list[object] = ["train", store, fold.crops_run, "--crops", "--split", fold.split]
     train += [] if epochs is None else ["--epochs", epochs]
-    judge = ["infer", fold.model, fold.subset.folder, "--out", fold.judged, "--provider", options.provider]
+    judge = ["infer", fold.model, fold.subset.folder, "--out", fold.judged, "--mirror"]
+    judge += ["--provider", options.provider]
     export = ["export", fold.crops_run, fold.model, "--segmentation", fold.segmentation]
     crops = (
         2.0 * folder.nodules * (epochs or CropConfig().epochs)
@@ -197,7 +200,7 @@ def _plan_classifier(fold: _Fold, store: Path, folder: LunaFolder, options: Luna
         _step("train crops", train, fold.crops_run, fold=name, amount=crops),
         _step("export", export, fold.model, fold=name),
         _step("tune", ["tune", fold.model, store, "--split", fold.split], fold.model, fold=name, amount=0.15 * others),
-        _step("judge", judge, fold.judged / "candidates.csv", fold=name, amount=fold.subset.slices),
+        _step("judge", judge, fold.judged / "candidates.csv", fold=name, amount=IMAGES * fold.subset.slices),
     ]
 
 

@@ -33,7 +33,7 @@ from slicemill.train.crops.folder import (
     load_base,
 )
 from slicemill.train.crops.loop import CropState, CropTraining, choose_optimizer, describe_start, train_crops
-from slicemill.train.crops.metrics import measure_lump
+from slicemill.train.crops.metrics import area_among_alike, measure_epoch, measure_lump
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
     Sample,
@@ -195,6 +195,27 @@ def test_the_log_counts_the_negatives_that_are_not_used():
     assert validation == "validation: 1 nodules, 3 others; 0 left out (left_out.csv)"
 
 
+def test_malignancy_is_chosen_by_its_auc_among_like_sizes():
+    """The size tells malignancy, and the output of an untrained network follows the size."""
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.uniform(np.log(4), np.log(25), 400))
+    truth = rng.random(400) < (sizes - 4) / 21
+    samples = [Sample(case_id="a", xyz_mm=(0, 0, 0), positive=bool(one)) for one in truth]
+    by_size, by_look = sizes / 30, np.where(truth, 0.8, 0.2) * rng.uniform(0.2, 1, 400)
+    untrained, trained = (
+        measure_epoch((1, 0.5, 0.1, 9), samples, one, sizes) for one in (by_size, by_look * 4 / sizes)
+    )
+    assert untrained.validation_auc > trained.validation_auc
+    training = CropTraining(
+        config=QUICK, malignancy=True, data=None, network=None, optimizer=None, device=None, sizes=sizes
+    )
+    assert training.rate(untrained) == pytest.approx(0.5, abs=0.1)
+    assert training.rate(trained) > training.rate(untrained) + 0.2
+    assert dataclasses.replace(training, malignancy=False).rate(untrained) == untrained.validation_auc
+    assert area_among_alike(np.array([True, False]), np.zeros(2), np.array([5.0, 9.0])) is None
+    assert area_among_alike(np.array([True, False]), np.zeros(2), np.array([8.0, 9.0])) == 0.5
+
+
 def test_augmentation_without_a_change_is_one_of_48_symmetries_of_what_inference_sees():
     still = dataclasses.replace(CropConfig(), shift_mm=0, rotation_degrees=0, scale=0, noise_hu=0, offset_hu=0)
     stored = torch.from_numpy(np.random.default_rng(0).integers(-1000, 400, [STORED_SIDE] * 3).astype(np.int16))
@@ -330,17 +351,17 @@ def test_a_stopped_run_ends_with_the_weights_of_one_that_was_not(crop_store, nod
 
 
 @pytest.mark.slow
-def test_malignancy_changes_neither_trunk_nor_nodules(crop_store, nodule_run, tmp_path):
+def test_malignancy_changes_nothing_of_nodules(crop_store, nodule_run, tmp_path):
     run = tmp_path / "malignancy"
     train_crops(crop_store, run, dataclasses.replace(QUICK, epochs=3), base=nodule_run, log=quiet)
     before, after = load_file(nodule_run / BEST), load_file(run / LAST)
     for name, tensor in before.items():
         assert torch.equal(tensor, after[f"network.{name}"]), name
-    changed = [name for name in after if name.startswith("network.malignancy.") and name.endswith("weight")]
-    assert all(
-        not torch.equal(after[name], before[name.removeprefix("network.").replace("malignancy", "nodule")])
-        for name in changed
-    )
+    own = [name for name in after if name.startswith("network.malignancy.") and name.endswith("weight")]
+    assert len(own) == len([name for name in before if name.endswith("weight")])
+    for name in own:
+        start = name.removeprefix("network.malignancy.").replace("block.", "nodule.")
+        assert not torch.equal(after[name], before[start]), name
     assert (run / "split.json").read_text() == (nodule_run / "split.json").read_text()
 
 

@@ -105,8 +105,8 @@ def is_crop_run(run: Path) -> bool:
 
 
 def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
-    """Return the best network of a run; with `malignancy`, its second last block starts as a copy of the first
-    but for the answer itself.
+    """Return the best network of a run; with `malignancy`, the layers of malignancy start as a copy of the others but
+    for the answer itself.
 
     Raises
     ------
@@ -121,12 +121,12 @@ def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     if not malignancy or document.malignancy:
         return network
     extended = CropNetwork(malignancy=True)
-    extended.trunk.load_state_dict(network.trunk.state_dict())
-    for block in (extended.nodule, extended.malignancy):
-        if block is not None:
-            block.load_state_dict(network.nodule.state_dict())
-    if extended.malignancy is not None:
-        extended.malignancy.forget()
+    others = extended.malignancy
+    assert others is not None  # noqa: S101 (for mypy)
+    for trunk, block in ((extended.trunk, extended.nodule), (others.trunk, others.block)):
+        trunk.load_state_dict(network.trunk.state_dict())
+        block.load_state_dict(network.nodule.state_dict())
+    others.block.forget()
     return extended
 
 

@@ -2,12 +2,13 @@
 
 1. Samples follow from the points and candidates of the store (`samples`); the split is by patient, and stored.
 2. Crops are cut once, with a margin, and changed at random in each step (`augment`).
-3. After each epoch the validation crops are scored. The weights with the best AUC are kept.
+3. After each epoch the validation crops are scored. The weights with the best AUC are kept; of malignancy, with the
+   best AUC among nodules of like size. What an untrained network answers follows the size, which tells much already.
 4. Weights, optimizer and progress are in one file, written atomically after each epoch. After a kill, the same command
    repeats the epoch that was not finished. Every draw follows from seed, epoch and place in the epoch, so the result is
    that of an uninterrupted run, bit for bit on one machine.
-5. Malignancy starts from a run of nodule or not. Its trunk and its answer are frozen; a copy of the last block learns,
-   in the first third of the run its last two layers only.
+5. Malignancy starts from a copy of a run of nodule or not, which stays as it was. At first, only the last two layers
+   of the copy learn.
 """
 
 import math
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +73,7 @@ from slicemill.train.run.interrupt import catch_stop_signals
 
 SMOOTHING = 0.05
 """Label smoothing: the classes are trained as 0.025 and 0.975 (Szegedy et al. 2016)."""
-LAST_LAYERS = "malignancy.answer."
+LAST_LAYERS = "malignancy.block.answer."
 """Beginning of the names of the weights that learn first: those of the last two layers."""
 LAYER_SHARE = 1 / 3
 """Share of a training of malignancy in which only these learn."""
@@ -84,7 +86,7 @@ class CropState:
     epoch: int = 0
     seconds: float = 0.0
     best_score: float = -1.0
-    """Highest AUC on validation; -1 before the first epoch ends."""
+    """Highest AUC on validation (`CropTraining.rate`); -1 before the first epoch ends."""
     best_epoch: int = 0
     history: tuple[CropEpoch, ...] = ()
 
@@ -106,7 +108,13 @@ class CropTraining:
         """Return logits float[b] of the question that is trained; views float32[b, 24, 24, 24], HU."""
         low, high = self.config.window_low, self.config.window_high
         views = [normalize(view, low, high).to(self.device) for view in (fine, coarse)]
-        return self.network.malignancy_logits(*views) if self.malignancy else self.network(*views)[0]
+        answer = self.network.malignancy if self.malignancy else None
+        return self.network(*views)[0] if answer is None else cast("Tensor", answer(*views))
+
+    def rate(self, metrics: CropEpoch) -> float:
+        """Return the AUC by which the best epoch is chosen."""
+        alike = metrics.validation_auc_alike
+        return alike if self.malignancy and alike is not None else metrics.validation_auc
 
     def set_mode(self, share: float) -> None:
         """Set which weights learn after a share of the run, and whose batch norm follows the batch."""
@@ -114,7 +122,7 @@ class CropTraining:
         if self.network.malignancy is not None:
             only_last = share < LAYER_SHARE
             self.network.malignancy.train(not only_last)
-            self.network.malignancy.answer.train()
+            self.network.malignancy.block.answer.train()
             for name, weight in self.network.named_parameters():
                 layer = name.startswith(LAST_LAYERS)
                 weight.requires_grad_(layer or (name.startswith("malignancy.") and not only_last))
@@ -234,12 +242,13 @@ def _train_remaining_epochs(training: CropTraining, run: Path, log: Callable[[st
         while not is_finished(state, config):
             start = time.perf_counter()
             metrics = train_crop_epoch(training, state, stop.is_set)
-            better = metrics.validation_auc > state.best_score
+            score = training.rate(metrics)
+            better = score > state.best_score
             state = replace(
                 state,
                 epoch=metrics.epoch,
                 seconds=state.seconds + time.perf_counter() - start,
-                best_score=metrics.validation_auc if better else state.best_score,
+                best_score=score if better else state.best_score,
                 best_epoch=metrics.epoch if better else state.best_epoch,
                 history=(*state.history, metrics),
             )
@@ -252,7 +261,8 @@ def _train_remaining_epochs(training: CropTraining, run: Path, log: Callable[[st
                     board.add_scalar(name, value, metrics.epoch)
             log(summary_line(metrics, best=better))
     log(
-        f"best: epoch {state.best_epoch} of {state.epoch}, AUC {state.best_score:.4f} on validation; next: export {run}"
+        f"best: epoch {state.best_epoch} of {state.epoch}, AUC {state.best_score:.4f} "
+        f"{'among like sizes ' if training.malignancy else ''}on validation; next: export {run}"
     )
     return state
 
@@ -372,6 +382,7 @@ def summary_line(metrics: CropEpoch, *, best: bool) -> str:
         f"{one.validation_positive_correct}/{one.validation_positive_total} positive, "
         f"{one.validation_negative_correct}/{one.validation_negative_total} negative, precision "
         f"{show(one.validation_precision)}, recall {show(one.validation_recall)}, F1 {show(one.validation_f1)}, AUC "
-        f"{one.validation_auc:.4f} (size alone {one.validation_auc_size:.4f}){' *' if best else '  '}  "
+        f"{one.validation_auc:.4f} (size alone {one.validation_auc_size:.4f}, like sizes "
+        f"{show(one.validation_auc_alike)}){' *' if best else '  '}  "
         f"{one.crops_per_second:.0f} crops/s"
     )

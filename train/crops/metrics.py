@@ -17,6 +17,10 @@ REACH = 16
 """Half of the side of the cube in which the lump is measured, samples."""
 
 
+ALIKE = 1.25
+"""Sizes are alike if the larger one is below this times the smaller."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CropEpoch:
     """The metrics of one epoch, a row of ``metrics.csv``; scores of validation crops, without augmentation."""
@@ -37,6 +41,8 @@ class CropEpoch:
     validation_auc: float
     validation_auc_size: float
     """AUC of the size alone: of the annotated diameter if both classes have one, else of the lump in the middle."""
+    validation_auc_alike: float | None = None
+    """Share of the pairs of like size (`area_among_alike`) in which the positive crop has the higher probability."""
 
 
 def measure_epoch(
@@ -76,7 +82,28 @@ def measure_epoch(
         validation_f1=_ratio(2 * found, 2 * found + missed + false),
         validation_auc=scored.auc,
         validation_auc_size=area_under_roc(truth, sizes),
+        validation_auc_alike=area_among_alike(truth, probability, sizes),
     )
+
+
+def area_among_alike(
+    truth: npt.NDArray[np.bool_], score: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]
+) -> float | None:
+    """Return the AUC over pairs whose sizes differ by less than ALIKE; None if there is no such pair.
+
+    The sizes themselves have about 0.5, whatever their AUC is.
+
+    >>> truth, sizes = np.array([True, False, False]), np.array([9.0, 8.0, 4.0])
+    >>> area_among_alike(truth, np.array([0.5, 0.2, 0.9]), sizes)
+    1.0
+    """
+    bigger = np.maximum(sizes[truth][:, None], sizes[~truth])
+    smaller = np.minimum(sizes[truth][:, None], sizes[~truth])
+    alike = bigger < ALIKE * smaller
+    if not alike.any():
+        return None
+    difference = score[truth][:, None] - score[~truth]
+    return float(((difference > 0) + 0.5 * (difference == 0))[alike].mean())
 
 
 def measure_sizes(samples: Sequence[Sample], crops: Sequence[npt.NDArray[np.int16]]) -> npt.NDArray[np.float64]:

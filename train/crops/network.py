@@ -58,7 +58,12 @@ def _layer(channels_in: int, channels_out: int, kernel: int = 3, stride: int = 1
     )
 
 
-def _trunk(widths: tuple[int, int, int]) -> nn.Sequential:
+def make_trunk() -> nn.ModuleDict:
+    """Return the first layers of both views."""
+    return nn.ModuleDict({"fine": _first_layers(FINE_WIDTHS), "coarse": _first_layers(COARSE_WIDTHS)})
+
+
+def _first_layers(widths: tuple[int, int, int]) -> nn.Sequential:
     """Return the first layers of a view: float[b, 1, 24, 24, 24] -> float[b, widths[1], 3, 3, 3]."""
     return nn.Sequential(
         _layer(1, widths[0], kernel=6, stride=2),
@@ -97,32 +102,35 @@ class LastBlock(nn.Module):
         return cast("Tensor", self.answer(features))[:, 0]
 
 
-class CropNetwork(nn.Module):
-    """A trunk for each view, and one last block for each question: two views float32[b, 24, 24, 24] in -1..1 -> logits.
+class Malignancy(nn.Module):
+    """Layers of the same form that answer whether a nodule is malignant: two views -> logits float[b]."""
 
-    With `malignancy`, a second last block answers whether a nodule is malignant. It has weights of its own, so that
-    training it does not change the answer whether there is a nodule.
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = make_trunk()
+        self.block = LastBlock()
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return logits."""
+        return cast("Tensor", self.block(self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None])))
+
+
+class CropNetwork(nn.Module):
+    """A trunk for each view, and a last block: two views float32[b, 24, 24, 24] in -1..1 -> logits.
+
+    Malignancy has all weights of its own, so that training it does not change the answer whether there is a nodule.
     """
 
     def __init__(self, *, malignancy: bool = False) -> None:
         super().__init__()
-        self.trunk = nn.ModuleDict({"fine": _trunk(FINE_WIDTHS), "coarse": _trunk(COARSE_WIDTHS)})
+        self.trunk = make_trunk()
         self.nodule = LastBlock()
-        self.malignancy = LastBlock() if malignancy else None
-
-    def features(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of both views, from which every question is answered."""
-        return self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None])
+        self.malignancy = Malignancy() if malignancy else None
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, ...]:
         """Return logits float[b] of a nodule, and those of malignancy if the network has them."""
-        features = self.features(fine, coarse)
-        blocks = [self.nodule, *([self.malignancy] if self.malignancy is not None else [])]
-        return tuple(block(*features) for block in blocks)
-
-    def malignancy_logits(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Return logits float[b] of malignancy."""
-        return cast("Tensor", cast("LastBlock", self.malignancy)(*self.features(fine, coarse)))
+        nodule = self.nodule(self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None]))
+        return (nodule,) if self.malignancy is None else (nodule, self.malignancy(fine, coarse))
 
 
 class CropGraph(nn.Module):

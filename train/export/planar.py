@@ -77,10 +77,11 @@ def to_planar(graph: CropGraph) -> CropGraph:
     """Return a copy of a trained graph whose convolutions are 2-D."""
     planar = copy.deepcopy(graph)
     network = planar.network
-    for name, trunk in network.trunk.items():
-        network.trunk[name] = Planar(trunk.children())
-    for block in (network.nodule, network.malignancy):
-        if isinstance(block, LastBlock):
-            for name in ("fine", "coarse"):
-                setattr(block, name, Planar([getattr(block, name)]))
+    answers: list[tuple[nn.ModuleDict, LastBlock]] = [(network.trunk, network.nodule)]
+    if network.malignancy is not None:
+        answers.append((network.malignancy.trunk, network.malignancy.block))
+    for trunk, block in answers:
+        for name in ("fine", "coarse"):
+            trunk[name] = Planar(trunk[name].children())
+            setattr(block, name, Planar([getattr(block, name)]))
     return planar.eval()
