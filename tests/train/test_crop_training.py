@@ -26,13 +26,12 @@ from slicemill.train.crops.augment import MARGIN, STORED_SIDE, SYMMETRIES, _warp
 from slicemill.train.crops.folder import (
     CROPS,
     CropData,
-    CropRunModel,
     check_base_split,
     choose_crop_split,
     find_samples,
     load_base,
 )
-from slicemill.train.crops.loop import CropState, CropTraining, choose_optimizer, describe_start, train_crops
+from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
 from slicemill.train.crops.metrics import area_among_alike, measure_epoch, measure_lump
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
@@ -47,7 +46,6 @@ from slicemill.train.crops.samples import (
 )
 from slicemill.train.crops.settings import CropConfig
 from slicemill.train.export.crop_model import read_classifier
-from slicemill.train.network.muon import Muon
 from slicemill.train.run.checkpoint import BEST, LAST
 from slicemill.train.run.setup import choose_split
 from tests.train.crop_store import make_crop_store
@@ -363,12 +361,6 @@ def test_malignancy_changes_nothing_of_nodules(crop_store, nodule_run, tmp_path)
         start = name.removeprefix("network.malignancy.").replace("block.", "nodule.")
         assert not torch.equal(after[name], before[start]), name
     assert (run / "split.json").read_text() == (nodule_run / "split.json").read_text()
-
-
-@pytest.mark.parametrize(("malignancy", "optimizer"), [(False, Muon), (True, torch.optim.AdamW)])
-def test_muon_trains_nodule_or_not_and_adamw_malignancy(malignancy, optimizer):
-    model = CropRunModel(malignancy=malignancy, store="store", store_sha256="0", base_sha256=None)
-    assert type(choose_optimizer(model, CropNetwork(malignancy=malignancy), QUICK)) is optimizer
 
 
 def test_malignancy_starts_from_no_answer_and_what_is_known_of_nodules(nodule_run):

@@ -127,6 +127,11 @@ class CropNetwork(nn.Module):
         self.nodule = LastBlock()
         self.malignancy = Malignancy() if malignancy else None
 
+    @property
+    def learning(self) -> nn.Module:
+        """Return the part that training changes: malignancy, else all."""
+        return self if self.malignancy is None else self.malignancy
+
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, ...]:
         """Return logits float[b] of a nodule, and those of malignancy if the network has them."""
         nodule = self.nodule(self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None]))

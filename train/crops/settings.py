@@ -43,7 +43,7 @@ class CropConfig:
     max_minutes: float = 0.0
     """Time limit of training in minutes; 0 means no limit."""
     learning_rate: float = 0.001
-    """Highest learning rate: of Muon for convolutions, of AdamW for the rest and for malignancy."""
+    """Highest learning rate: of Muon for convolutions, of AdamW for the rest."""
     weight_decay: float = 0.01
     """Weight decay, as a share of the learning rate."""
     negatives: int = 10
