@@ -199,7 +199,7 @@ def plan_seed(study: ChestStudy, folder: Path, seed: int) -> list[list[object]]:
     """Return the commands of a seed of the trainings."""
     out, store, found = study.out, folder / "store", folder / "found"
     segmentation, model, found_in_training = folder / "segmentation.onnx", folder / MODEL, folder / "found-in-training"
-    settings = ["--recipe", "nodules", "--config", folder / "settings.toml", "--epochs", 4]
+    settings = ["--recipe", "nodules", "--config", folder / "settings.toml", "--epochs", 5]
     split = ["--split", folder / f"split-{CLASSIFIER}.json"]
     crops = ["--crops", *split, "--seed", seed, "--epochs"]
     mirrored = ["--mirror", "--viewer-mb", 0]
