@@ -104,7 +104,11 @@ class InferRequest:
         ),
     ] = "auto"
     mirror: Annotated[
-        bool, _network("Average over each slice and its mirror image; takes twice as long.", "--mirror")
+        bool,
+        _network(
+            "Average over each slice and its mirror image; takes twice as long. A classifier may ask for it.",
+            "--mirror",
+        ),
     ] = False
     overlap: Annotated[
         bool, _network("Average over tiles that overlap by half, if slices need tiles.", "--overlap")
@@ -172,7 +176,7 @@ class InferRequest:
             candidates=self.candidates,
             viewer_mb=self.viewer_mb,
             classifier_sha256="" if self.opened_classifier is None else self.opened_classifier.sha256,
-            predict=PredictOptions(mirror=self.mirror, overlap=self.overlap, probability=self.probability),
+            predict=PredictOptions(mirror=self.mirrors, overlap=self.overlap, probability=self.probability),
             batch=self.batch,
             readers=self.readers,
             writers=self.writers,
@@ -180,6 +184,11 @@ class InferRequest:
             max_memory_gb=self.max_memory,
             part="" if self.shard_of is None else "-{}-of-{}".format(*self.shard_of),
         )
+
+    @property
+    def mirrors(self) -> bool:
+        """Return whether slices are mirrored: on request, or because the classifier learned candidates of such ones."""
+        return self.mirror or bool(self.opened_classifier is not None and self.opened_classifier.card.mirror)
 
     @cached_property
     def opened_classifier(self) -> "Classifier | None":

@@ -1,16 +1,15 @@
 """`slicemill info`: what a file or folder is, on one screen: a scan, a model, or a training run.
 
-Only headers and metadata are read, without onnxruntime and torch. Stores are described by `slicemill.store.info`.
+Only headers and metadata are read, without onnxruntime and torch. Stores are described by `slicemill.store.info`, and
+training runs by `slicemill.train.info`.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from slicemill.common.documents import from_document
 from slicemill.common.errors import ConfigError, ModelError
-from slicemill.common.files import Location, parse_json, read_file, read_json
+from slicemill.common.files import Location, parse_json, read_file
 from slicemill.ct.formats.dicom.lookup import holds_series
 from slicemill.ct.formats.names import SHOWN_SUFFIXES, is_scan_name
 from slicemill.ct.formats.open import is_dicom, mark_files, open_source
@@ -18,15 +17,19 @@ from slicemill.ct.labels import format_labels
 from slicemill.ct.naming import find_files, parse_name
 from slicemill.infer.network.description import description_path, read_description
 from slicemill.infer.runtime.onnx_file import read_metadata
-from slicemill.store.crop_card import KIND, CropCard, decode_crop_metadata, describe_malignancy, is_crop_metadata
+from slicemill.store.crop_card import CropCard, decode_crop_metadata, describe_malignancy, is_crop_metadata
 from slicemill.store.info import format_line
 from slicemill.store.model_card import METADATA_KEY, ModelCard, decode_metadata
 from slicemill.store.training_scans import TRAINING_SCANS_KEY, TrainingScans, decode_training_scans, summarize_scans
-from slicemill.train.config import Config, read_config
-from slicemill.train.crops.settings import CropConfig, read_crop_config
+from slicemill.train.info import (
+    CropRunSummary,
+    RunSummary,
+    describe_crop_run,
+    describe_run,
+    is_run,
+    summarize_run,
+)
 
-CONFIG, MODEL, METRICS = "config.toml", "model.json", "metrics.csv"
-"""Files of a run folder, as in `slicemill.train.run.setup`, whose import takes seconds."""
 DICE, DICE_PER_CASE = "validation_dice_", "validation_dice_per_case_"
 """Columns of the metrics, before the region's name."""
 
@@ -71,52 +74,6 @@ class ModelSummary:
     """The labels that the TOML names."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedOn:
-    """What ``model.json`` of a run says."""
-
-    labels: dict[str, int]
-    organ: str | None = None
-    tumor: str | None = None
-    size: tuple[int, int]
-    store: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropTrainedOn:
-    """What ``model.json`` of a training of a classifier says."""
-
-    store: str
-    malignancy: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class CropRunSummary:
-    """A folder of a training of a classifier."""
-
-    kind: Literal["crop run"] = "crop run"
-    path: str
-    store: str
-    malignancy: bool
-    config: CropConfig
-    epochs_done: int
-    best_epoch: int | None
-    best_validation_auc: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """A folder of a training run."""
-
-    kind: Literal["run"] = "run"
-    path: str
-    trained_on: TrainedOn
-    config: Config
-    epochs_done: int
-    best_epoch: int | None
-    best_validation_dice: float | None
-
-
 Summary = ScanSummary | ModelSummary | RunSummary | CropRunSummary
 
 
@@ -136,7 +93,7 @@ def summarize(path: Location) -> Summary:
         raise ConfigError(f"is neither a scan ({SHOWN_SUFFIXES}, DICOM) nor an ONNX model (.onnx).", where=path)
     if not path.is_dir():
         raise ConfigError("there is no such file or folder.", where=path)
-    if isinstance(path, Path) and (path / CONFIG).is_file() and (path / MODEL).is_file():
+    if isinstance(path, Path) and is_run(path):
         return summarize_run(path)
     if holds_series(path):
         return summarize_scan(path)
@@ -213,57 +170,6 @@ def decode_card(text: str, where: str) -> ModelCard | CropCard:
     except ValueError:  # the decoder explains it
         is_crops = False
     return decode_crop_metadata(text, where) if is_crops else decode_metadata(text, where)
-
-
-def read_scores(run: Path, column: str) -> dict[int, float]:
-    """Return a column of a run's metrics by epoch.
-
-    Raises
-    ------
-    ConfigError
-        The file is damaged.
-    """
-    if not (run / METRICS).is_file():
-        return {}
-    try:
-        with (run / METRICS).open(encoding="utf-8", newline="") as file:
-            return {int(row["epoch"]): float(row[column]) for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ConfigError(f"is damaged ({error}).", where=run / METRICS) from error
-
-
-def summarize_run(run: Path) -> RunSummary | CropRunSummary:
-    """Return settings and progress of a training run.
-
-    Raises
-    ------
-    InputError
-        A file of the run is damaged.
-    """
-    document = read_json(run / MODEL)
-    if document.get("kind") == KIND:
-        about = from_document(CropTrainedOn, document, str(run / MODEL), is_part=True)
-        auc = read_scores(run, "validation_auc")
-        best_auc = max(auc, key=lambda epoch: auc[epoch], default=None)
-        return CropRunSummary(
-            path=str(run),
-            store=about.store,
-            malignancy=about.malignancy,
-            config=read_crop_config(run / CONFIG),
-            epochs_done=max(auc, default=0),
-            best_epoch=best_auc,
-            best_validation_auc=None if best_auc is None else auc[best_auc],
-        )
-    dice = read_scores(run, "validation_dice")
-    best = max(dice, key=lambda epoch: dice[epoch], default=None)
-    return RunSummary(
-        path=str(run),
-        trained_on=from_document(TrainedOn, document, str(run / MODEL), is_part=True),
-        config=read_config(run / CONFIG),
-        epochs_done=max(dice, default=0),
-        best_epoch=best,
-        best_validation_dice=None if best is None else dice[best],
-    )
 
 
 def describe(summary: Summary) -> list[str]:
@@ -360,40 +266,13 @@ def describe_classifier(card: CropCard) -> list[str]:
         format_line("thresholds", chosen or "none chosen"),
         format_line("calibration", _describe_calibration(card)),
         *(format_line("malignancy", describe_malignancy(one)) for one in [card.malignancy_calibration] if one),
-        format_line("candidates", f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"),
+        format_line(
+            "candidates",
+            f"of the segmentation {card.segmentation_sha256 or 'that is not recorded'}"
+            f"{', mirrored slices' if card.mirror else ''}",
+        ),
     ]
     if card.training:
         scores = ", ".join(f"{name} {value:.3f}" for name, value in card.training.get("validation", {}).items())
         lines.append(format_line("training", f"{card.training.get('epochs')} epochs; validation: {scores or '-'}"))
     return lines
-
-
-def describe_crop_run(run: CropRunSummary) -> list[str]:
-    """Return the lines about a training of a classifier."""
-    best = "-" if run.best_epoch is None else f"{run.best_validation_auc:.4f} in epoch {run.best_epoch}"
-    return [
-        format_line("run", run.path),
-        format_line("store", run.store),
-        format_line("classifier", "malignant or not" if run.malignancy else "nodule or not"),
-        format_line("progress", f"{run.epochs_done} of {run.config.epochs} epochs"),
-        format_line("best", f"validation AUC {best}"),
-        format_line("next", f"slicemill export {run.path} CLASSIFIER.onnx"),
-    ]
-
-
-def describe_run(run: RunSummary) -> list[str]:
-    """Return the lines about a training run."""
-    config, source = run.config, run.trained_on
-    best = "-" if run.best_epoch is None else f"{run.best_validation_dice:.3f} in epoch {run.best_epoch}"
-    return [
-        format_line("run", run.path),
-        format_line("store", source.store),
-        format_line(
-            "labels", f"{format_labels(source.labels)}; organ {source.organ or '-'}, tumor {source.tumor or '-'}"
-        ),
-        format_line("network", f"width {config.width}, depth {config.depth}, context {config.context} slices"),
-        format_line("slices", f"{source.size[0]} x {source.size[1]} pixels (y, x)"),
-        format_line("progress", f"{run.epochs_done} of {config.epochs} epochs"),
-        format_line("best", f"validation Dice {best}"),
-        format_line("next", f"slicemill export {run.path} MODEL.onnx"),
-    ]

@@ -99,6 +99,27 @@ class MalignancyCalibration(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finder:
+    """What finds the candidates of a classifier."""
+
+    sha256: str | None = None
+    """`CropCard.segmentation_sha256`."""
+    mirror: bool | None = None
+    """`CropCard.mirror`."""
+
+    def may_be(self, other: "Finder") -> bool:
+        """Return whether nothing that is known of this one differs from another.
+
+        >>> Finder().may_be(Finder(mirror=True)), Finder(mirror=False).may_be(Finder(mirror=True))
+        (True, False)
+        """
+        return self.sha256 in (None, other.sha256) and self.mirror in (None, other.mirror)
+
+
+UNKNOWN = Finder()
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropCard:
     """The metadata of a model of kind `crops`, in the order of the keys in the file."""
 
@@ -123,12 +144,19 @@ class CropCard:
     """How malignancy follows from output and diameter; None if it is the output."""
     segmentation_sha256: Sha256 | None = None
     """Hash of the segmentation model whose candidates it was trained on; None for candidates of a table."""
+    mirror: bool | None = None
+    """Whether they are those of `infer --mirror`, which a run with this classifier then does; None if unknown."""
     parity: CropParity | None = None
     training: CropTraining | None = None
     store_sha256: str | None = None
     license: str | None = None
     weights_sha256: str | None = None
     versions: dict[str, str] | None = None
+
+    @property
+    def finder(self) -> Finder:
+        """Return what finds its candidates."""
+        return Finder(sha256=self.segmentation_sha256, mirror=self.mirror)
 
     def as_json(self) -> dict[str, Any]:
         """Return the metadata as plain JSON values; what is unknown is left out."""

@@ -299,6 +299,14 @@ def export(
             help="Segmentation model whose candidates the classifier was trained on; NAME.nodules holds both models.",
         ),
     ] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option(
+            "--mirror",
+            rich_help_panel=CROPS,
+            help="These candidates were found with infer --mirror; runs with the classifier then mirror, too.",
+        ),
+    ] = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -324,13 +332,16 @@ def export(
 
         options = {"min_lesion_ml": min_lesion_ml, "fp16": fp16, "bytes": bytes_in, "probability": probability}
         refuse_slice_options({name: one or None for name, one in {**options, "size": size}.items()})
-        request_of_crops = CropExportRequest(run=run, model=model, store=store, segmentation=segmentation)
+        request_of_crops = CropExportRequest(
+            run=run, model=model, store=store, segmentation=segmentation, mirror=mirror
+        )
         print_line("comparing the probabilities of onnxruntime and torch on crops of the validation cases")
         parity_of_crops = request_of_crops.check() if check else request_of_crops.write(print_line).parity
         print_line(request_of_crops.describe(parity_of_crops))
         return
-    if segmentation is not None:
-        raise UsageError("--segmentation: applies to a run of `slicemill train --crops`. Remove it.")
+    for name, given in (("--segmentation", segmentation is not None), ("--mirror", mirror)):
+        if given:
+            raise UsageError(f"{name}: applies to a run of `slicemill train --crops`. Remove it.")
     from slicemill.train.export.audit import gflop_a_slice
     from slicemill.train.export.request import ExportRequest
 

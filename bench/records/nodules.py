@@ -25,8 +25,9 @@ def nodules_table(record: NodulesRecord) -> str:
     ]
     header = ["seed", "ranked by", "CPM [95 %]", "over the segmentation", *RATES, "found at all", "false marks a scan"]
     note = (
-        f"{record.nodules} nodules in {record.test_chests} synthetic chests of {record.size} pixels that no network "
-        f"was trained on (seed {record.test_seed}); sensitivity at false positives per scan. The segmentation had "
+        f"{record.nodules} nodules in {record.test_chests} synthetic chests of version "
+        f"{record.chests_version} and {record.size} pixels that no network was trained on (seed {record.test_seed}); "
+        "sensitivity at false positives per scan. The segmentation had "
         f"{record.chests} chests of seed {record.seed} and at most {record.minutes:g} minutes; the classifier "
         f"{record.unseen} chests more, and at most {record.crop_minutes:g} minutes. Its ranking has the segmentation's "
         f"mean probability in it. One training a seed; intervals are over test chests. On "

@@ -191,7 +191,7 @@ def _plan_classifier(fold: _Fold, store: Path, folder: LunaFolder, options: Luna
     train += [] if epochs is None else ["--epochs", epochs]
     judge = ["infer", fold.model, fold.subset.folder, "--out", fold.judged, "--mirror"]
     judge += ["--provider", options.provider]
-    export = ["export", fold.crops_run, fold.model, "--segmentation", fold.segmentation]
+    export = ["export", fold.crops_run, fold.model, "--segmentation", fold.segmentation, "--mirror"]
     crops = (
         2.0 * folder.nodules * (epochs or CropConfig().epochs)
     )  # an epoch draws about as many of each class as nodules

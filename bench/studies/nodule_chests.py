@@ -29,6 +29,7 @@ from slicemill.common.errors import UsageError
 from slicemill.common.files import read_json, write_bytes
 from slicemill.common.tables import read_table
 from slicemill.common.terminal import print_line
+from slicemill.ct.chest.collection import VERSION
 from slicemill.ct.chest.spec import ChestSpec
 from slicemill.ct.overlap import area_under_roc
 from slicemill.infer.malignancy import JudgedNodules, calibrate_malignancy
@@ -212,7 +213,7 @@ def plan_seed(study: ChestStudy, folder: Path, seed: int) -> list[list[object]]:
         ["train", store, folder / CLASSIFIER, *crops, 1000, "--max-minutes", study.crop_minutes],
         ["train", store, folder / "malignancy", *crops, 100, "--malignancy", "--from", folder / CLASSIFIER,
          "--max-minutes", study.malignancy_minutes],
-        ["export", folder / "malignancy", model, "--segmentation", segmentation],
+        ["export", folder / "malignancy", model, "--segmentation", segmentation, "--mirror"],
         ["tune", model, store, *split],
         ["infer", model, out / "test" / "scans", "--out", found, *mirrored],
         *(
@@ -227,6 +228,7 @@ def make_record(study: ChestStudy) -> NodulesRecord:
     findings = read_store_findings(study.out / "test-store", None, None)
     folders = {seed: study.out / f"seed-{seed}" for seed in study.seeds}
     return NodulesRecord(
+        chests_version=VERSION,
         size=study.size,
         chests=study.chests,
         unseen=study.unseen,

@@ -21,6 +21,7 @@ from slicemill.infer.inputs.jobs import LoadedScan
 from slicemill.infer.malignancy import calibrate_malignancy
 from slicemill.infer.network.classifier import BATCH, Classifier, CropScores
 from slicemill.infer.slices.assembly import Segmentation
+from slicemill.store.crop_card import Finder
 from slicemill.store.model_card import ModelInfo
 
 Crops = npt.NDArray[np.int16]
@@ -88,8 +89,10 @@ class SharedClassifier:
 class CandidateJudge:
     """Finds the candidates of a segmented scan and judges them; safe to use from several threads."""
 
-    def __init__(self, model: ModelInfo, classifier: Classifier | None) -> None:
+    def __init__(self, model: ModelInfo, classifier: Classifier | None, *, mirrored: bool) -> None:
         """Check that the model outputs a probability of tumor. Without a classifier, the mean is the probability.
+
+        `mirrored`: whether the segmentation averages over mirrored slices.
 
         Raises
         ------
@@ -109,10 +112,14 @@ class CandidateJudge:
         self._malignancy = None if classifier is None else classifier.card.malignancy_calibration
         self.shared = None if classifier is None else SharedClassifier(classifier=classifier)
         self.organ, self._values = find_organ(model.labels)
+        self.mirrored = mirrored
         self.warning = ""
-        trained_on = None if classifier is None else classifier.card.segmentation_sha256
-        if classifier is not None and trained_on not in (None, model.sha256):
-            self.warning = f"the classifier {classifier.path.name} was trained on candidates of another segmentation"
+        if classifier is not None and not classifier.card.finder.may_be(Finder(sha256=model.sha256, mirror=mirrored)):
+            self.warning = f"the classifier {classifier.path.name} was trained on candidates of " + (
+                "another segmentation"
+                if classifier.card.segmentation_sha256 not in (None, model.sha256)
+                else f"slices that were {'' if classifier.card.mirror else 'not '}mirrored (infer --mirror)"
+            )
 
     def judges(self, loaded: LoadedScan) -> bool:
         """Return whether a classifier judges the candidates of a scan. Of a single slice, its cube would be air."""

@@ -366,7 +366,9 @@ def infer(
     ProviderError
         The device failed twice.
     """
-    judge = CandidateJudge(model.info, classifier) if options.has_candidates else None
+    judge = None
+    if options.has_candidates:
+        judge = CandidateJudge(model.info, classifier, mirrored=options.predict.mirror)
     out.mkdir(parents=True, exist_ok=True)
     with claim_folder(out, model.info.sha256, options):
         ledger = RunLedger(out, model, options)

@@ -78,6 +78,13 @@ def test_each_subset_is_judged_by_networks_of_its_own_fold_and_all_of_them_are_s
             other = "subset1" if name == "subset0" else "subset0"
             assert not any(other in word for word in step.words)
             assert step.kind not in ("infer", "judge") or str(options.data / name) in step.words
+        finds, gives, judges = (
+            next(step for step in fold if step.kind == kind) for kind in ("infer", "export", "judge")
+        )
+        assert "--mirror" in finds.words
+        assert "--probability" in gives.words
+        assert "--mirror" in judges.words
+        assert finds.amount == 2 * sum(one.slices for one in open_luna(options.data).subsets if one.name == name)
     joins = [step for step in plan if step.kind == "join"]
     assert [len(step.words) for step in joins] == [3, 3]
     assert [step.words[1] for step in plan if step.kind == "froc"] == [step.words[0] for step in joins]

@@ -40,6 +40,14 @@ def test_each_command_is_one_that_slicemill_has(tmp_path):
         command.make_context(name, list(words))  # raises if an option or a value is unknown
 
 
+def test_candidates_are_those_of_mirrored_slices_in_training_and_test(tmp_path):
+    lines = all_words(tmp_path)
+    assert all("--mirror" in words for words in lines if words[0] == "infer")
+    first, second = (words for words in lines if words[0] == "export")
+    assert "--probability" in first
+    assert "--mirror" in second
+
+
 def test_no_command_that_learns_reads_a_test_chest(tmp_path):
     lines = all_words(tmp_path)
     last = max(number for number, words in enumerate(lines) if words[0] in ("train", "export", "tune"))
@@ -129,7 +137,7 @@ def test_the_table_says_what_was_scored_and_what_was_not_fitted():
     )
     study = ChestStudy(out=Path("x"))
     amounts = {name: getattr(study, name) for name in NodulesRecord.__struct_fields__ if hasattr(study, name)}
-    record = NodulesRecord(nodules=31, scores=[score], malignancy=[malignancy], **amounts, **origin())
+    record = NodulesRecord(nodules=31, scores=[score], malignancy=[malignancy], chests_version=3, **amounts, **origin())
     assert KINDS["nodules"] is NodulesRecord
     table = format_record(json.loads(json.dumps(record.as_json())))
     for text in (
@@ -138,7 +146,7 @@ def test_the_table_says_what_was_scored_and_what_was_not_fitted():
         "CPM below 6 mm (31 nodules)",
         "| 0.25 [0.12, 0.50] | - |",
         "| 0 | 20 (4) | 0.750 | 0.500 | - | - |",
-        "31 nodules in 40 synthetic chests of 416 pixels",
+        "31 nodules in 40 synthetic chests of version 3 and 416 pixels",
     ):
         assert text in table
 

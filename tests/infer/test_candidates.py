@@ -422,7 +422,7 @@ def test_a_segmentation_without_tumor_is_refused(models, scans, tmp_path):
     classifier = open_classifier(models[1], "cpu")
     model = open_model(write_model(tmp_path / "m.onnx", {"lung": 1}), "cpu")
     with pytest.raises(ConfigError, match=r"candidates are lumps of the probability of tumor"):
-        CandidateJudge(model.info, classifier)
+        CandidateJudge(model.info, classifier, mirrored=False)
 
 
 def test_a_classifier_of_another_segmentation_warns(models, scans, tmp_path):

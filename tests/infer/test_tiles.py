@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 
 from slicemill.common.errors import ConfigError
+from slicemill.common.files import read_json
 from slicemill.ct.labels import LITS_LABELS
 from slicemill.ct.phantom import write_nifti
 from slicemill.infer.inputs.jobs import Job, load_scan
@@ -14,13 +15,17 @@ from slicemill.infer.run.options import InferOptions, estimate_scan_bytes
 from slicemill.infer.slices.assembly import plan_scan
 from slicemill.infer.slices.tiles import PredictOptions, cover_axis, gaussian_weights, make_tiles
 from slicemill.store.model_card import PostprocessRules
+from slicemill.store.nodules_file import write_bundle
 from slicemill.train.export.graph import ExportGraph, Flavor
 from slicemill.train.export.model_file import add_metadata, describe_model, read_origin
 from slicemill.train.export.onnx_graph import write_onnx
 from slicemill.train.export.parity import measure_parity
 from slicemill.train.export.trained import read_trained
+from slicemill.web.serve.nodules import open_nodules
 from tests.conftest import TINY
+from tests.infer.networks import CROP_CARD, write_classifier
 from tests.infer.test_bulk import run
+from tests.infer.test_candidates import infer_command
 
 SIDE = 64
 
@@ -149,3 +154,20 @@ def test_options_list_only_what_changes_outputs():
         "mirror left-right": True,
         "postprocess": False,
     }
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_classifier_of_mirrored_slices_makes_a_run_mirror(learned, telling, collection, tmp_path):
+    judge = write_classifier(tmp_path / "c.onnx", card=CROP_CARD | {"mirror": learned})
+    words = [telling, collection / "volume-0.nii", "--classifier", judge, "--out"]
+    assert infer_command(*words, tmp_path / "plain")[0] == 0
+    assert infer_command(*words, tmp_path / "mirrored", "--mirror")[0] == 0
+    plain, mirrored = (read_json(tmp_path / name / "summary.json") for name in ("plain", "mirrored"))
+    assert ("mirror left-right" in plain["options"]) == learned
+    assert "mirror left-right" in mirrored["options"]
+    assert ("not mirrored" in str(mirrored)) == (not learned)
+    assert "mirrored (" not in str(plain)
+    masks = [(tmp_path / name / "volume-0.nii").read_bytes() for name in ("plain", "mirrored")]
+    assert (masks[0] == masks[1]) == learned
+    write_bundle(tmp_path / "both.nodules", telling, judge)
+    assert open_nodules(tmp_path / "both.nodules", "cpu").predict == PredictOptions(mirror=learned)

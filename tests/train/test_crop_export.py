@@ -10,7 +10,7 @@ from torch import nn
 from slicemill.infer.calibration import fit_calibration
 from slicemill.infer.malignancy import JudgedNodules, fit_malignancy
 from slicemill.infer.tune_classifier import ChosenThreshold, ClassifierTuning, write_tuning
-from slicemill.store.crop_card import CropCard, decode_crop_metadata
+from slicemill.store.crop_card import UNKNOWN, CropCard, Finder, decode_crop_metadata
 from slicemill.store.nodules_file import write_bundle
 from slicemill.train.crops.network import CropGraph, CropNetwork, _layer
 from slicemill.train.export.earlier import describe_thresholds, keep_thresholds, read_earlier_card
@@ -46,13 +46,19 @@ def tuned_file(request, tmp_path):
 
 def test_thresholds_of_the_replaced_file_are_kept_for_equal_weights_and_candidates(tuned_file):
     earlier = read_earlier_card(tuned_file)
-    kept = keep_thresholds(earlier, WEIGHTS, None)
+    kept = keep_thresholds(earlier, WEIGHTS, UNKNOWN)
     assert (kept.thresholds, kept.tuned, kept.calibration) == ({"1": 0.75}, TUNED, FITTED)
     assert kept.malignancy_calibration == MALIGNANCY
     named = dataclasses.replace(earlier, segmentation_sha256=WEIGHTS)
-    assert keep_thresholds(named, WEIGHTS, WEIGHTS).thresholds == {"1": 0.75}
-    assert keep_thresholds(earlier, WEIGHTS, OTHER).thresholds == {"1": 0.75}
-    for changed in (keep_thresholds(earlier, OTHER, None), keep_thresholds(named, WEIGHTS, OTHER)):
+    assert keep_thresholds(named, WEIGHTS, Finder(sha256=WEIGHTS)).thresholds == {"1": 0.75}
+    assert keep_thresholds(earlier, WEIGHTS, Finder(sha256=OTHER)).thresholds == {"1": 0.75}
+    plain = dataclasses.replace(earlier, mirror=False)
+    assert keep_thresholds(plain, WEIGHTS, Finder(mirror=False)).thresholds == {"1": 0.75}
+    for changed in (
+        keep_thresholds(earlier, OTHER, UNKNOWN),
+        keep_thresholds(named, WEIGHTS, Finder(sha256=OTHER)),
+        keep_thresholds(plain, WEIGHTS, Finder(mirror=True)),
+    ):
         assert (changed.thresholds, changed.tuned, changed.calibration) == ({}, None, None)
         assert changed.malignancy_calibration is None
 

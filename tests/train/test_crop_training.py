@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import json
 import re
 import shutil
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from slicemill.train.crops.folder import (
     load_base,
 )
 from slicemill.train.crops.loop import CropState, CropTraining, describe_start, train_crops
-from slicemill.train.crops.metrics import area_among_alike, measure_epoch, measure_lump
+from slicemill.train.crops.metrics import LEAST_PAIRS, area_among_alike, measure_epoch, measure_lump
 from slicemill.train.crops.network import VIEW_SIDE, CropNetwork, halve, split_views
 from slicemill.train.crops.samples import (
     Sample,
@@ -210,8 +211,12 @@ def test_malignancy_is_chosen_by_its_auc_among_like_sizes():
     assert training.rate(untrained) == pytest.approx(0.5, abs=0.1)
     assert training.rate(trained) > training.rate(untrained) + 0.2
     assert dataclasses.replace(training, malignancy=False).rate(untrained) == untrained.validation_auc
-    assert area_among_alike(np.array([True, False]), np.zeros(2), np.array([5.0, 9.0])) is None
-    assert area_among_alike(np.array([True, False]), np.zeros(2), np.array([8.0, 9.0])) == 0.5
+    pair = np.array([True, False])
+    for first, second, expected in ((5.0, 9.0, None), (8.0, 9.0, 0.5), (0.0, 0.0, 0.5)):
+        crops = np.repeat(pair, LEAST_PAIRS), np.zeros(2 * LEAST_PAIRS), np.repeat([first, second], LEAST_PAIRS)
+        assert area_among_alike(*crops) == expected
+    assert area_among_alike(pair, np.zeros(2), np.array([8.0, 9.0])) is None
+    assert training.rate(dataclasses.replace(trained, validation_auc_alike=None)) == trained.validation_auc
 
 
 def test_augmentation_without_a_change_is_one_of_48_symmetries_of_what_inference_sees():
@@ -506,6 +511,19 @@ def test_info_describes_a_run_of_a_classifier(nodule_run):
     assert "validation AUC" in lines
 
 
+def test_info_names_the_epoch_of_malignancy_that_export_takes(nodule_run, tmp_path):
+    from slicemill.info import describe, summarize
+
+    run = tmp_path / "run"
+    shutil.copytree(nodule_run, run)
+    about = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(about | {"malignancy": True}))
+    (run / "metrics.csv").write_text("epoch,validation_auc,validation_auc_alike\n1,0.9,0.5\n2,0.8,0.7\n")
+    assert "0.8000 in epoch 2, 0.7000 among like sizes" in "\n".join(describe(summarize(run)))
+    (run / "metrics.csv").write_text("epoch,validation_auc,validation_auc_alike\n1,0.9,\n2,0.8,\n")
+    assert "0.9000 in epoch 1" in "\n".join(describe(summarize(run)))
+
+
 def test_a_store_without_points_is_refused(stored, tmp_path):
     with pytest.raises(StoreError, match="at least 3 patients with points"):
         train_crops(stored, tmp_path / "run", QUICK, log=quiet)
@@ -558,6 +576,7 @@ def test_an_exported_classifier_gives_the_networks_probabilities(nodule_run, cro
     assert opened.gives_malignancy
     assert opened.card.window_hu == (-1000, 400)
     assert opened.card.segmentation_sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert opened.card.mirror is False
     assert opened.card.training["epochs"] == 2
     crops = np.random.default_rng(1).integers(-1100, 900, (5, 48, 48, 48)).astype(np.int16)
     with torch.no_grad():
@@ -589,9 +608,16 @@ def test_options_of_the_other_kind_are_refused_at_export(nodule_run, model, tmp_
     code, text = run_command("export", nodule_run, tmp_path / "both.nodules")
     assert code
     assert "pass --segmentation" in text
-    code, text = run_command("export", tmp_path, tmp_path / "c.onnx", "--segmentation", model)
+    code, text = run_command("export", nodule_run, tmp_path / "c.onnx", "--mirror")
     assert code
-    assert "applies to a run of `slicemill train --crops`" in text
+    assert "pass --segmentation" in text
+    code, text = run_command("export", nodule_run, tmp_path / "c.onnx", "--segmentation", model, "--mirror")
+    assert code
+    assert "outputs no probabilities, which --mirror averages" in text
+    for words in (["--segmentation", model], ["--mirror"]):
+        code, text = run_command("export", tmp_path, tmp_path / "c.onnx", *words)
+        assert code
+        assert f"{words[0]}: applies to a run of `slicemill train --crops`" in text
 
 
 @pytest.mark.slow

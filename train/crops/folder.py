@@ -121,12 +121,12 @@ def load_base(run: Path, *, malignancy: bool) -> CropNetwork:
     if not malignancy or document.malignancy:
         return network
     extended = CropNetwork(malignancy=True)
-    others = extended.malignancy
-    assert others is not None  # noqa: S101 (for mypy)
-    for trunk, block in ((extended.trunk, extended.nodule), (others.trunk, others.block)):
+    malignant = extended.malignancy
+    assert malignant is not None  # noqa: S101 (for mypy)
+    for trunk, block in ((extended.trunk, extended.nodule), (malignant.trunk, malignant.block)):
         trunk.load_state_dict(network.trunk.state_dict())
         block.load_state_dict(network.nodule.state_dict())
-    others.block.forget()
+    malignant.block.forget()
     return extended
 
 

@@ -3,7 +3,8 @@
 1. Samples follow from the points and candidates of the store (`samples`); the split is by patient, and stored.
 2. Crops are cut once, with a margin, and changed at random in each step (`augment`).
 3. After each epoch the validation crops are scored. The weights with the best AUC are kept; of malignancy, with the
-   best AUC among nodules of like size. What an untrained network answers follows the size, which tells much already.
+   best AUC among nodules of like size, if there are pairs enough. What an untrained network answers follows the size,
+   which tells much already.
 4. Weights, optimizer and progress are in one file, written atomically after each epoch. After a kill, the same command
    repeats the epoch that was not finished. Every draw follows from seed, epoch and place in the epoch, so the result is
    that of an uninterrupted run, bit for bit on one machine.
@@ -235,8 +236,8 @@ def _train_remaining_epochs(training: CropTraining, run: Path, log: Callable[[st
                     board.add_scalar(name, value, metrics.epoch)
             log(summary_line(metrics, best=better))
     log(
-        f"best: epoch {state.best_epoch} of {state.epoch}, AUC {state.best_score:.4f} "
-        f"{'among like sizes ' if training.malignancy else ''}on validation; next: export {run}"
+        f"best: epoch {state.best_epoch} of {state.epoch}, {name_score(state, malignancy=training.malignancy)} "
+        f"{state.best_score:.4f} on validation; next: export {run}"
     )
     return state
 
@@ -250,6 +251,12 @@ def read_crop_state(run: Path) -> CropState:
         There is no checkpoint, or it is damaged.
     """
     return from_json(CropState, read_checkpoint_text(run), str(run / LAST), error=ModelError)
+
+
+def name_score(state: CropState, *, malignancy: bool) -> str:
+    """Return what `CropTraining.rate` gives in a run."""
+    is_alike = malignancy and bool(state.history) and state.history[-1].validation_auc_alike is not None
+    return "AUC among like sizes" if is_alike else "AUC"
 
 
 def is_finished(state: CropState, config: CropConfig) -> bool:
@@ -333,7 +340,7 @@ def score_crops(training: CropTraining) -> npt.NDArray[np.float64]:
 def describe_start(training: CropTraining, state: CropState) -> list[str]:
     """Return log lines about samples, network and starting point."""
     data = training.data
-    weights = sum(parameter.numel() for parameter in training.network.parameters())
+    weights = sum(parameter.numel() for parameter in training.network.learning.parameters())
     names = ("malignant", "benign") if training.malignancy else ("nodules", "others")
     lines = [f"continuing after epoch {state.epoch} ({state.seconds / 60:.1f} minutes so far)"] if state.epoch else []
     for part, samples in (("train", data.train), ("validation", data.validation)):

@@ -19,6 +19,8 @@ REACH = 16
 
 ALIKE = 1.25
 """Sizes are alike if the larger one is below this times the smaller."""
+LEAST_PAIRS = 50
+"""Pairs of like size, below which their AUC is not computed: a few pairs are right by chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +91,22 @@ def measure_epoch(
 def area_among_alike(
     truth: npt.NDArray[np.bool_], score: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]
 ) -> float | None:
-    """Return the AUC over pairs whose sizes differ by less than ALIKE; None if there is no such pair.
+    """Return the AUC over pairs whose sizes differ by less than ALIKE; None with fewer pairs than LEAST_PAIRS.
 
-    The sizes themselves have about 0.5, whatever their AUC is.
+    The sizes themselves are near 0.5: 0.57 for the nodules of synthetic chests, where their AUC is 0.77.
 
-    >>> truth, sizes = np.array([True, False, False]), np.array([9.0, 8.0, 4.0])
-    >>> area_among_alike(truth, np.array([0.5, 0.2, 0.9]), sizes)
+    >>> truth, sizes = np.repeat([True, False, False], 10), np.repeat([9.0, 8.0, 4.0], 10)
+    >>> area_among_alike(truth, np.repeat([0.5, 0.2, 0.9], 10), sizes)
     1.0
     """
-    bigger = np.maximum(sizes[truth][:, None], sizes[~truth])
-    smaller = np.minimum(sizes[truth][:, None], sizes[~truth])
-    alike = bigger < ALIKE * smaller
-    if not alike.any():
-        return None
-    difference = score[truth][:, None] - score[~truth]
-    return float(((difference > 0) + 0.5 * (difference == 0))[alike].mean())
+    other_sizes, other_scores = sizes[~truth], score[~truth]
+    pairs, right = 0, 0.0
+    for size, value in zip(sizes[truth], score[truth], strict=True):
+        alike = np.maximum(size, other_sizes) < ALIKE * np.minimum(size, other_sizes)
+        difference = value - other_scores[alike | (other_sizes == size)]
+        pairs += len(difference)
+        right += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
+    return right / pairs if pairs >= LEAST_PAIRS else None
 
 
 def measure_sizes(samples: Sequence[Sample], crops: Sequence[npt.NDArray[np.int16]]) -> npt.NDArray[np.float64]:

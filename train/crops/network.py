@@ -16,7 +16,8 @@ from slicemill.train.network.unet import normalize
 VIEW_SIDE = SIDE // 2
 """Samples along each axis of a view: 24 mm of the middle, 1 mm apart, and all 48 mm, 2 mm apart."""
 FINE_WIDTHS, COARSE_WIDTHS = (24, 48, 64), (16, 32, 32)
-"""Channels of the two views on maps of 12, 6 and 3 samples a side. 0.4 M weights, 0.2 GFLOP a crop."""
+"""Channels of the two views on maps of 12, 6 and 3 samples a side. 0.4 M weights, 0.2 GFLOP a crop
+for an answer; malignancy is a second one."""
 CELLS = VIEW_SIDE // 8
 """Side of the last map. A position in it matters: only a nodule in the middle counts."""
 MIRRORS = ((), (1,), (2,), (3,))
@@ -102,6 +103,11 @@ class LastBlock(nn.Module):
         return cast("Tensor", self.answer(features))[:, 0]
 
 
+def _answer(trunk: nn.ModuleDict, block: LastBlock, fine: Tensor, coarse: Tensor) -> Tensor:
+    """Return logits float[b] of two views."""
+    return cast("Tensor", block(trunk["fine"](fine[:, None]), trunk["coarse"](coarse[:, None])))
+
+
 class Malignancy(nn.Module):
     """Layers of the same form that answer whether a nodule is malignant: two views -> logits float[b]."""
 
@@ -112,7 +118,7 @@ class Malignancy(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Return logits."""
-        return cast("Tensor", self.block(self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None])))
+        return _answer(self.trunk, self.block, fine, coarse)
 
 
 class CropNetwork(nn.Module):
@@ -134,7 +140,7 @@ class CropNetwork(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, ...]:
         """Return logits float[b] of a nodule, and those of malignancy if the network has them."""
-        nodule = self.nodule(self.trunk["fine"](fine[:, None]), self.trunk["coarse"](coarse[:, None]))
+        nodule = _answer(self.trunk, self.nodule, fine, coarse)
         return (nodule,) if self.malignancy is None else (nodule, self.malignancy(fine, coarse))
 
 

@@ -17,7 +17,7 @@ from slicemill.common.progress import progress
 from slicemill.common.telemetry import turn_off_telemetry
 from slicemill.ct.crops import cut_crop
 from slicemill.ct.pictures import pick_evenly
-from slicemill.store.crop_card import INPUT, MALIGNANCY, NODULE, CropCard, CropParity, CropTraining
+from slicemill.store.crop_card import INPUT, MALIGNANCY, NODULE, UNKNOWN, CropCard, CropParity, CropTraining, Finder
 from slicemill.store.reader import Store, open_store
 from slicemill.store.split import read_split
 from slicemill.store.tables import points_sha256
@@ -137,6 +137,7 @@ def summarize_crop_training(run: Path) -> CropTraining:
         "f1": best.validation_f1,
         "auc": best.validation_auc,
         "auc_size": best.validation_auc_size,
+        "auc_alike": best.validation_auc_alike,
     }
     return {
         "epochs": state.epoch,
@@ -151,7 +152,7 @@ def export_crops(
     path: Path,
     *,
     store_path: Path | None = None,
-    segmentation_sha256: str | None = None,
+    finder: Finder = UNKNOWN,
     earlier: CropCard | None = None,
 ) -> CropCard:
     """Write a run's best classifier as ONNX, and return its metadata.
@@ -160,8 +161,8 @@ def export_crops(
     ----------
     store_path
         Store with the crops for the parity check, if the run's file of crops was deleted; by default the run's.
-    segmentation_sha256
-        Hash of the segmentation model whose candidates it was trained on.
+    finder
+        What found the candidates that it was trained on.
     earlier
         Metadata of the file that is replaced, whose thresholds are taken over if they hold (`keep_thresholds`).
 
@@ -176,7 +177,7 @@ def export_crops(
     import onnxruntime
 
     trained = read_classifier(run, store_path)
-    kept = keep_thresholds(earlier, trained.weights_sha256, segmentation_sha256)
+    kept = keep_thresholds(earlier, trained.weights_sha256, finder)
     with atomic_write(path) as aside:
         _write_onnx(trained, aside)
         card = CropCard(
@@ -186,7 +187,8 @@ def export_crops(
             tuned=kept.tuned,
             calibration=kept.calibration,
             malignancy_calibration=kept.malignancy_calibration,
-            segmentation_sha256=segmentation_sha256,
+            segmentation_sha256=finder.sha256,
+            mirror=finder.mirror,
             parity=measure_crop_parity(trained, aside),
             training=trained.training,
             store_sha256=trained.model.store_sha256,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from slicemill.common.errors import ModelError, UsageError
 from slicemill.common.files import sha256_of_file
-from slicemill.store.crop_card import CropCard, CropParity
+from slicemill.store.crop_card import UNKNOWN, CropCard, CropParity, Finder
 from slicemill.store.model_card import METADATA_KEY, decode_metadata
 from slicemill.store.nodules_file import BUNDLE_SUFFIX, write_bundle
 
@@ -24,6 +24,8 @@ class CropExportRequest:
     """Store for the crops of the parity check, if the run's were deleted; None takes that of the run."""
     segmentation: Path | None = None
     """Segmentation model whose candidates the classifier was trained on."""
+    mirror: bool = False
+    """Whether they are those of `infer --mirror`."""
 
     def __post_init__(self) -> None:
         """Check the name of the file.
@@ -31,12 +33,14 @@ class CropExportRequest:
         Raises
         ------
         UsageError
-            It has another ending, or a file of both models lacks the segmentation model.
+            It has another ending, or the segmentation model is missing: for a file of both, or to mirror.
         """
         if self.model.suffix not in (".onnx", BUNDLE_SUFFIX):
             raise UsageError(f"{self.model}: the name of a classifier must end in .onnx or {BUNDLE_SUFFIX}.")
         if self.model.suffix == BUNDLE_SUFFIX and self.segmentation is None:
             raise UsageError(f"{self.model}: holds two models; pass --segmentation SEG.onnx, too.")
+        if self.mirror and self.segmentation is None:
+            raise UsageError("--mirror: says how a segmentation finds candidates; pass --segmentation SEG.onnx, too.")
 
     def write(self, log: Callable[[str], None]) -> CropCard:
         """Write the file, say what became of its thresholds, and return the metadata of the classifier."""
@@ -51,10 +55,10 @@ class CropExportRequest:
         from slicemill.train.export.crop_model import export_crops
 
         segmentation = self.segmentation
-        sha256 = None if segmentation is None else check_segmentation(segmentation)
+        finder = UNKNOWN if segmentation is None else check_segmentation(segmentation, mirror=self.mirror)
 
         def export_to(path: Path) -> CropCard:
-            return export_crops(self.run, path, store_path=self.store, segmentation_sha256=sha256, earlier=earlier)
+            return export_crops(self.run, path, store_path=self.store, finder=finder, earlier=earlier)
 
         if segmentation is None or self.model.suffix == ".onnx":
             return export_to(self.model)
@@ -89,13 +93,13 @@ class CropExportRequest:
         )
 
 
-def check_segmentation(path: Path) -> str:
-    """Return the hash of a segmentation model.
+def check_segmentation(path: Path, *, mirror: bool) -> Finder:
+    """Return what finds the candidates: a segmentation model, perhaps of mirrored slices, too.
 
     Raises
     ------
     ModelError
-        It is not one.
+        The file is not one, or outputs no probabilities to average over mirror images.
     """
     from slicemill.train.export.onnx_graph import load_checked_onnx
 
@@ -107,4 +111,8 @@ def check_segmentation(path: Path) -> str:
     if text is None:
         raise ModelError("has no slicemill metadata; pass a model of `slicemill export`.", where=path)
     decode_metadata(text, str(path))
-    return sha256_of_file(path)
+    if mirror and "probability" not in {output.name for output in model.graph.output}:
+        raise ModelError(
+            "outputs no probabilities, which --mirror averages; export it again with --probability.", where=path
+        )
+    return Finder(sha256=sha256_of_file(path), mirror=mirror)

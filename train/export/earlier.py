@@ -9,6 +9,7 @@ from slicemill.store.crop_card import (
     CropCalibration,
     CropCard,
     CropTuning,
+    Finder,
     MalignancyCalibration,
     decode_crop_metadata,
 )
@@ -48,18 +49,12 @@ def read_earlier_card(path: Path) -> CropCard | None:
         return None
 
 
-def keep_thresholds(
-    earlier: CropCard | None, weights_sha256: str, segmentation_sha256: str | None
-) -> EarlierThresholds:
+def keep_thresholds(earlier: CropCard | None, weights_sha256: str, finder: Finder) -> EarlierThresholds:
     """Return the thresholds of the earlier file if they hold for the new one: its weights and candidates are the same.
 
-    An earlier file that does not name its segmentation model may be of any.
+    An earlier file that does not say what found its candidates may be of any.
     """
-    if (
-        earlier is None
-        or earlier.weights_sha256 != weights_sha256
-        or earlier.segmentation_sha256 not in (None, segmentation_sha256)
-    ):
+    if earlier is None or earlier.weights_sha256 != weights_sha256 or not earlier.finder.may_be(finder):
         return EarlierThresholds()
     return EarlierThresholds(
         thresholds=earlier.thresholds,

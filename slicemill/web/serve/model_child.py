@@ -215,7 +215,7 @@ def _segment(
     trained = None if order.is_picture else model.info.training_scans  # a picture's window cuts its HU
     differences = find_training_differences(trained, volume, grid)
     loaded = LoadedScan(volume=volume, grid=grid, header=b"", warnings=(*order.warnings, *differences))
-    progress = Progress(channel, orders, order.job, count_units(model, grid), labels)
+    progress = Progress(channel, orders, order.job, count_units(model, grid, opened.predict), labels)
     judged: list[ScanCandidates] = []
     segmentation, report = segment(
         model,
@@ -226,6 +226,7 @@ def _segment(
             labeled=labels.write,
             before_rules=lambda found: judged.extend(opened.find(loaded, found, MASK_NAME)),
         ),
+        opened.predict,
         z_range="auto" if opened.judge is None else "all",  # candidates may lie anywhere
     )
     (folder / RESULTS).mkdir(mode=0o700)

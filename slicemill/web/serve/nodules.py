@@ -15,6 +15,7 @@ from slicemill.infer.network.model import Model
 from slicemill.infer.network.nodules import open_judge, open_segmentation
 from slicemill.infer.runtime.providers import Provider
 from slicemill.infer.slices.assembly import Segmentation
+from slicemill.infer.slices.tiles import PredictOptions
 from slicemill.web.serve.records import CANDIDATES_CSV, CANDIDATES_JSON, CANDIDATES_PAGE, Answer
 
 NAME = "scan"
@@ -31,6 +32,11 @@ class NodulesModel:
     model: Model
     judge: CandidateJudge | None
     """None for a model without a classifier."""
+
+    @property
+    def predict(self) -> PredictOptions:
+        """Return whether slices are mirrored: the classifier learned candidates of such ones."""
+        return PredictOptions(mirror=bool(self.judge and self.judge.mirrored))
 
     def find(self, loaded: LoadedScan, labels: Segmentation, mask: str) -> list[ScanCandidates]:
         """Return the candidates of a scan in a list, which is empty without a classifier or for a single slice.
@@ -55,7 +61,10 @@ def open_nodules(path: Path, provider: Provider) -> NodulesModel:
         The segmentation outputs no probability of tumor, which candidates need.
     """
     model, classifier = open_segmentation(path, provider), open_judge(path, None, provider)
-    return NodulesModel(model=model, judge=None if classifier is None else CandidateJudge(model.info, classifier))
+    judge = None
+    if classifier is not None:
+        judge = CandidateJudge(model.info, classifier, mirrored=bool(classifier.card.mirror))
+    return NodulesModel(model=model, judge=judge)
 
 
 def write_candidates(results: Path, found: ScanCandidates, loaded: LoadedScan) -> Answer:
