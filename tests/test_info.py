@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from slicemill import info
 from slicemill.cli import commands
 from slicemill.common.errors import ConfigError, InputError, ModelError
 from slicemill.info import describe, summarize
+from slicemill.train import info as run_info
 from slicemill.train.run import setup
 
 
@@ -49,7 +49,7 @@ def test_a_run_is_described_with_its_progress(trained, stored):
 
 
 def test_the_files_of_a_run_are_those_of_training():
-    assert (info.CONFIG, info.MODEL, info.METRICS) == (setup.CONFIG, setup.MODEL, setup.METRICS)
+    assert (run_info.CONFIG, run_info.MODEL, run_info.METRICS) == (setup.CONFIG, setup.MODEL, setup.METRICS)
 
 
 def test_what_is_none_of_them_is_refused(collection, tmp_path):

@@ -114,8 +114,8 @@ class MalignancyScore(Struct, frozen=True, kw_only=True):
 class NodulesRecord(BenchmarkRecord, frozen=True, kw_only=True, tag="nodules"):
     """Record of `bench nodules`."""
 
-    chests_version: int = 2
-    """Version of the synthetic chests (docs/guides/chest-phantoms.md). Records of version 2 do not name it."""
+    chests_version: int
+    """Version of the synthetic chests (docs/guides/chest-phantoms.md)."""
     size: int
     """Pixels along a slice's side."""
     chests: int

@@ -162,7 +162,7 @@ def plain(value):
     [
         (slicemill.ingest_scans, IngestRequest, ingest, {"dry_run", "json"}),
         (slicemill.evaluate_masks, EvaluateRequest, evaluate, {"against", "json"}),
-        (slicemill.export_model, ExportRequest, export, {"check", "segmentation"}),  # of a classifier
+        (slicemill.export_model, ExportRequest, export, {"check", "segmentation", "mirror"}),  # of a classifier
     ],
 )
 def test_function_options_and_command_have_the_same_names_and_defaults(function, options, command, only_in_the_command):

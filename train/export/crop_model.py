@@ -182,11 +182,7 @@ def export_crops(
         _write_onnx(trained, aside)
         card = CropCard(
             window_hu=(trained.config.window_low, trained.config.window_high),
-            thresholds=kept.thresholds,
-            sensitivity=kept.sensitivity,
-            tuned=kept.tuned,
-            calibration=kept.calibration,
-            malignancy_calibration=kept.malignancy_calibration,
+            **vars(kept),
             segmentation_sha256=finder.sha256,
             mirror=finder.mirror,
             parity=measure_crop_parity(trained, aside),
