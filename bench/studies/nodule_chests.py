@@ -9,8 +9,8 @@ classifier learns from them, too. It is tuned on the validation chests of both n
 many nodules each, which are judged at their annotated centers: the difference of two AUCs needs more nodules than the
 test chests have.
 
-`infer --mirror` labels all slices: a small nodule that the network misses in a slice, it often finds in its mirror
-image (docs/guides/nodules.md).
+`infer --mirror` labels all slices: it ranks candidates better, as it averages over each slice and its mirror image
+(docs/benchmarks.md).
 """
 
 import shlex
